@@ -1,0 +1,65 @@
+# Two commands do everything: `make demo` and `make test`. Each makes the virtual environment when it is missing.
+#
+#   PYTHON=python3.12      another interpreter (3.11 or newer)
+#   VENV=/path             another place for the environment
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                          PyTorch's CPU wheel: a laptop without an NVIDIA GPU saves gigabytes
+#   LLMJP_DATA=/path       a folder of real corpora and benchmarks (docs/data.md); without it the project's own text
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_DIR ?= demo
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-full test-all check bench slurm-up slurm-down clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) (two to three minutes, once)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}; set PYTHON="'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## make the virtual environment
+
+demo: $(READY) ## from Japanese text to an evaluated, exported model, in minutes
+	@$(BIN)/llmjp demo --output $(DEMO_DIR)
+
+test: $(READY) ## every test but those of test-full (up to 15 minutes)
+	@$(BIN)/python -m pytest -m "not full"
+
+test-fast: $(READY) ## the tests that take under five seconds each (up to 2 minutes)
+	@$(BIN)/python -m pytest -m "not full and not slow"
+
+test-full: $(READY)
+	@$(BIN)/python -m pytest -m full
+
+test-all: test test-full ## every test, minutes more
+
+check: $(READY) ## format, lint, types
+	@$(BIN)/ruff format --check src tests benchmarks slurm
+	@$(BIN)/ruff check src tests benchmarks slurm
+	@$(BIN)/mypy
+
+bench: $(READY) ## the figures of docs/benchmarks.md, measured here
+	@$(BIN)/python -m benchmarks
+
+slurm-up: ## a throw-away Slurm of 4 nodes on this machine (apt-get install slurm-wlm munge)
+	@$(PYTHON) slurm/throwaway.py up --nodes $(or $(NODES),4)
+
+slurm-down: ## end it, with everything that runs on it
+	@$(PYTHON) slurm/throwaway.py down
+
+clean: ## remove what make demo made
+	@rm -rf $(DEMO_DIR)
