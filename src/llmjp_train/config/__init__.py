@@ -1,0 +1,1 @@
+"""Typed configuration: one dataclass a group, composed by Hydra, checked before anything heavy is imported."""

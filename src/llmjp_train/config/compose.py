@@ -1,0 +1,363 @@
+"""Configurations from Hydra's groups and overrides, typed, with every error reported at once."""
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmjp_train.config.evaluation import EvaluateConfig, FollowConfig
+from llmjp_train.config.overrides import Override, put, read, suggestion
+from llmjp_train.config.prepare import PrepareConfig, TokenizerTrainConfig
+from llmjp_train.config.ranges import out_of_range
+from llmjp_train.config.rehearsal import rehearsal
+from llmjp_train.config.root import Scale, TrainConfig
+from llmjp_train.errors import UserError
+from llmjp_train.resources import resource
+
+ROOTS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "tokenizer_train": TokenizerTrainConfig,
+    "evaluate": EvaluateConfig,
+    "follow": FollowConfig,
+}
+
+
+class OwnFolder(SearchPathPlugin):
+    """Puts the user's folder before the shipped one; Hydra's own hydra.searchpath only puts it behind."""
+
+    path: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra for each composition."""
+        if self.path is not None:
+            search_path.prepend("llmjp-config-dir", str(self.path), anchor="main")
+
+
+Plugins.instance().register(OwnFolder)
+
+
+class ConfigError(UserError):
+    """All that is wrong with a configuration."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        self.messages = list(messages)
+        count = len(self.messages)
+        head = "the configuration has an error:" if count == 1 else f"the configuration has {count} errors:"
+        super().__init__("\n".join([head, *(f"  - {message}" for message in self.messages)]))
+
+
+def compose(
+    root: str, overrides: Sequence[str], config_dir: Path | None = None, *, partial: bool = False
+) -> Any:
+    """The typed configuration of a command.
+
+    Args:
+        config_dir: the user's own groups and files; they come before the shipped ones.
+        partial: leave what must still be given as ``???`` instead of refusing it (see `holes`).
+
+    Raises:
+        ConfigError: unknown keys, values of a wrong type, unknown options of a group: all of them.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir} is no folder: name the one that holds your groups")
+    messages: list[str] = []
+    read_ones = [found for text in overrides if (found := read(text, messages)) is not None]
+    choices, values = _sorted(read_ones, _groups(config_dir), messages)
+    composed = _compose(root, choices, config_dir, messages)
+    if composed is None:
+        raise ConfigError(messages)
+    files = deepcopy(composed)
+    put(composed, values, messages)
+    typed = _typed(ROOTS[root], composed, messages)
+    if isinstance(typed, TrainConfig) and typed.scale is not Scale.full and not messages:
+        typed = _rehearsed(files, values, messages)
+    if typed is not None and not partial:
+        messages.extend(f"{key} must be given: {key}=…" for key in holes(typed))
+    if messages or typed is None:
+        raise ConfigError(messages)
+    return typed
+
+
+def holes(config: Any) -> list[str]:
+    """Keys that a file leaves for the user to give."""
+    return _holes(plain(config), "")
+
+
+def _holes(value: Any, prefix: str) -> list[str]:
+    if isinstance(value, dict):
+        return [key for name, item in value.items() for key in _holes(item, f"{prefix}{name}.")]
+    return [prefix.removesuffix(".")] if value == "???" else []
+
+
+def _sorted(
+    overrides: list[Override], groups: dict[str, list[str]], messages: list[str]
+) -> tuple[list[str], list[Override]]:
+    """Choices of groups, as Hydra takes them, and values."""
+    choices, values = [], []
+    for override in overrides:
+        key, value = override.key, override.value
+        if override.remove and key in groups:
+            messages.append(
+                f"~{key}: a group cannot be removed, choose another file: {', '.join(groups[key])}"
+            )
+        elif key in groups and not isinstance(value, dict | None):
+            if str(value) in groups[key]:
+                choices.append(f"{key}='{value}'")
+                continue
+            messages.append(
+                f"{key}={value}: group {key} has no such file.{suggestion(str(value), groups[key])}"
+            )
+        elif key == "experiment" and value is None:
+            continue  # none is the default
+        else:
+            values.append(override)
+    return choices, values
+
+
+def _compose(
+    root: str, choices: list[str], config_dir: Path | None, messages: list[str]
+) -> DictConfig | None:
+    """Hydra's groups, the user's own folder before the shipped one; none when it failed."""
+    GlobalHydra.instance().clear()
+    OwnFolder.path = None if config_dir is None else config_dir.resolve()
+    try:
+        with initialize_config_dir(config_dir=str(resource("configs").resolve()), version_base="1.3"):
+            composed = hydra_compose(root, overrides=choices)
+        OmegaConf.set_struct(composed, False)
+        return composed
+    except (HydraException, OmegaConfBaseException) as error:
+        messages.append(_first_line(error))
+    except yaml.YAMLError as error:
+        messages.append(f"a file of the configuration is no YAML: {' '.join(str(error).split())}")
+    finally:
+        GlobalHydra.instance().clear()
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _rehearsed(files: DictConfig, values: list[Override], messages: list[str]) -> TrainConfig | None:
+    """The rehearsal of what the files say, with the user's own values on top, as they are.
+
+    The tokenizer and the data that the user names are known to the rehearsal, so that it keeps them.
+    """
+    first = [one for one in values if one.key.split(".")[0] in ("tokenizer", "data", "scale")]
+    base = deepcopy(files)
+    put(base, first, messages)
+    full = _typed(TrainConfig, base, messages)
+    if full is None or messages:
+        return None
+    messages.extend(out_of_range(full))  # no arithmetic on these
+    if messages:
+        return None
+    small = cast(DictConfig, OmegaConf.create(plain(rehearsal(full))))
+    put(small, [one for one in values if not one.remove], messages)
+    return cast("TrainConfig | None", _typed(TrainConfig, small, messages))
+
+
+def group_files(group: str, config_dir: Path | None = None) -> list[str]:
+    """Names of a group's files, the user's own among them."""
+    return sorted(set(_groups(config_dir)[group]))
+
+
+def _groups(config_dir: Path | None) -> dict[str, list[str]]:
+    """Options of each group, the user's own among them."""
+    found: dict[str, list[str]] = {}
+    for folder in (resource("configs"), config_dir):
+        if folder is not None:
+            for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+                found.setdefault(group.name, []).extend(sorted(path.stem for path in group.glob("*.yaml")))
+    return found
+
+
+def _typed(kind: type[Any], config: DictConfig, messages: list[str]) -> Any:
+    """The dataclass tree with the values of a configuration; keys and types that do not fit go to messages.
+
+    What is missing stays ``???``.
+    """
+    try:
+        clean = _known(kind, OmegaConf.to_container(config, resolve=True), "", messages)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        messages.append(_first_line(error))
+        return None
+    schema = OmegaConf.structured(kind)
+    try:
+        merged = cast(DictConfig, OmegaConf.merge(schema, clean))
+    except OmegaConfBaseException:
+        for key, value in clean.items():
+            _check_leaves(schema, (key,), value, messages)
+        return None
+    if messages:
+        return None
+    missing = sorted(OmegaConf.missing_keys(merged) | set(_holes(clean, "")))
+    try:
+        for key in missing:
+            OmegaConf.update(merged, key, "")
+        typed = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        messages.append(_said(error))
+        return None
+    for key in missing:
+        _leave_open(typed, key.split("."))
+    return typed
+
+
+def _leave_open(config: Any, path: list[str]) -> None:
+    for name in path[:-1]:
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    setattr(config, path[-1], "???")
+
+
+def _known(kind: type[Any], value: Any, prefix: str, messages: list[str]) -> dict[str, Any]:
+    """The mapping without keys that the dataclass does not have, at every depth."""
+    hints = get_type_hints(kind)
+    found = {}
+    for key, item in value.items():
+        if key not in hints:
+            where = f"{prefix}{key}"
+            messages.append(f"{where}: there is no such key.{suggestion(str(key), sorted(hints))}")
+            continue
+        found[key] = _known_inside(hints[key], item, f"{prefix}{key}.", messages)
+    return found
+
+
+def _known_inside(hint: Any, item: Any, prefix: str, messages: list[str]) -> Any:
+    inner = next((a for a in get_args(hint) if is_dataclass(a)), None)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(item, dict):
+        return _known(hint, item, prefix, messages)
+    if isinstance(inner, type) and isinstance(item, dict):
+        return {
+            name: _known(inner, entry, f"{prefix}{name}.", messages) if isinstance(entry, dict) else entry
+            for name, entry in item.items()
+        }
+    if isinstance(inner, type) and isinstance(item, list):
+        return [
+            _known(inner, entry, f"{prefix}{index}.", messages) if isinstance(entry, dict) else entry
+            for index, entry in enumerate(item)
+        ]
+    return item
+
+
+def _check_leaves(schema: Any, path: tuple[str, ...], value: Any, messages: list[str]) -> None:
+    """Try each leaf alone, so that one wrong value does not hide the next."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            _check_leaves(schema, (*path, str(key)), item, messages)
+        return
+    trial: Any = value
+    for key in reversed(path):
+        trial = {key: trial}
+    try:
+        OmegaConf.merge(schema, trial)
+    except OmegaConfBaseException as error:
+        messages.append(f"{'.'.join(path)}={value}: {_said(error)}")
+
+
+_WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+
+
+def _said(error: Exception) -> str:
+    """OmegaConf's first line in a user's words, with a near miss for enums."""
+    line = _first_line(error)
+    match = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", line)
+    if match:
+        known = [name.strip() for name in match.group(2).split(",")]
+        return f"not one of {', '.join(known)}.{suggestion(match.group(1), known)}"
+    match = re.match(r"Value .* could not be converted to (\w+)", line)
+    if match:
+        return f"it must be {_WANTED.get(match.group(1), match.group(1))}"
+    if "is not a valid bool" in line:
+        return "it must be true or false"
+    if "is not Optional" in line or "Incompatible value 'None'" in line:
+        return "it cannot be null: give a value, or leave it out for the default"
+    return line
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The resolved configuration of a run, with overrides of values (not of groups) on top.
+
+    Raises:
+        UserError: the file is no YAML mapping.
+        ConfigError: as `compose`.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        if not isinstance(raw, dict):
+            raise UserError(
+                f"{path} is damaged: it holds no mapping; it is the resolved configuration of a run"
+            )
+        holder = OmegaConf.create(raw)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    messages: list[str] = []
+    read_ones = [found for text in overrides if (found := read(text, messages)) is not None]
+    put(holder, [one for one in read_ones if _fits_a_run(one, messages)], messages)
+    typed = _typed(TrainConfig, holder, messages)
+    if typed is not None:
+        messages.extend(f"{key} must be given: {key}=…" for key in holes(typed))
+    if messages or typed is None:
+        raise ConfigError(messages)
+    return cast(TrainConfig, typed)
+
+
+def _fits_a_run(override: Override, messages: list[str]) -> bool:
+    """Whether a resolved configuration can take it; why not goes to messages."""
+    if override.key == "scale":
+        messages.append(
+            f"{override.text}: a run's sizes are set, scale has no effect; start a new run with it, in another run_dir"
+        )
+        return False
+    groups = _groups(None)
+    if override.key in groups and not isinstance(override.value, dict):
+        messages.append(
+            f"{override.text}: a run's groups are chosen; give values instead, such as {override.key}.KEY=VALUE "
+            f"(configs/{override.key}/ shows those of each file), or start a new run in another run_dir"
+        )
+        return False
+    return True
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-4 for a string; everybody who types it means a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?\.?inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def dump_config(config: Any) -> str:
+    """YAML that `load_config` reads back to an equal configuration."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and enums as containers and names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Catalogue, text to token files, token files to a mixture, a mixture to batches."""

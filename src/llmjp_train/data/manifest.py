@@ -1,0 +1,35 @@
+"""A prepared folder: the names of its files, and the manifest that tells how they were made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmjp_train.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def train_prefix(path: Path) -> Path:
+    """Prefix of the training pair: a prepared folder's own, or the path itself."""
+    return path / "train" if path.is_dir() else path
+
+
+def validation_prefix(path: str, validation: str) -> Path | None:
+    """Prefix of the validation pair: the one named, a prepared folder's own, or none."""
+    if validation:
+        named = Path(validation)
+        return named / "validation" if named.is_dir() else named
+    inside = Path(path) / "validation"
+    return inside if inside.with_name("validation.idx").is_file() else None
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, given that folder or a prefix in it; none for foreign files."""
+    folder = path if path.is_dir() else path.parent if path.name in ("train", "validation") else None
+    if folder is None or not (folder / MANIFEST).is_file():
+        return None
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({error}): run 'llmjp prepare' again") from error
+    return found if isinstance(found, dict) and "tokenizer" in found else None
