@@ -1,0 +1,1 @@
+"""The only room that imports DeepSpeed: an optimizer step, log-probabilities, and views of the state."""

@@ -1,0 +1,99 @@
+"""Which process this is among those that train together, as its launcher says.
+
+The only place that reads RANK and its relatives from the environment.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmjp_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """A process's place among ``size`` processes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Place among the processes of this node."""
+    address: str = "127.0.0.1"
+    """Host of rank 0."""
+    port: int = 29500
+    launcher: str = ""
+    """What started it: torchrun, srun, mpirun, or empty."""
+
+
+_LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+
+
+def world(environment: Mapping[str, str] | None = None) -> World:
+    """The process's place, from torchrun's, Open MPI's or srun's variables; alone without any.
+
+    Raises:
+        UserError: a launcher set some of its variables but not all, or none of them names rank 0's host.
+    """
+    env = os.environ if environment is None else environment
+    for launcher, names in _LAUNCHERS.items():
+        if names[0] not in env or (launcher == "srun" and "SLURM_STEP_ID" not in env):
+            continue  # a batch script has SLURM_PROCID too, but no step
+        missing = [name for name in names if name not in env]
+        if missing:
+            raise UserError(
+                f"{launcher} set {names[0]} but not {', '.join(missing)}; start with torchrun or srun"
+            )
+        rank, size, local_rank = (int(env[name]) for name in names)
+        if size == 1 and launcher == "srun":
+            return World()
+        address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", ""))
+        if not address:
+            raise UserError(
+                f"{launcher} started {size} processes but MASTER_ADDR is not set: set it to rank 0's host"
+            )
+        port = int(env.get("MASTER_PORT") or _job_port(env))
+        return World(rank, size, local_rank, address, port, launcher)
+    return World()
+
+
+def first_host(nodes: str) -> str:
+    """First host of Slurm's compressed list: ``node[003-008,12],x1`` gives ``node003``."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", nodes)
+    return match.group(1) + (match.group(2) or "") if match else ""
+
+
+def _job_port(env: Mapping[str, str]) -> int:
+    """A port that two jobs on one node do not share."""
+    return 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+
+
+_NODES = (
+    ("LLMJP_NODE", "LLMJP_NODES"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_NODEID", "SLURM_STEP_NUM_NODES"),
+)
+
+
+def node_place(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Which node of how many this process is, where its launcher started one a node; 0 of 1 alone."""
+    env = os.environ if environment is None else environment
+    for number, count in _NODES:
+        if number in env and count in env:
+            return int(env[number]), int(env[count])
+    return 0, 1
+
+
+def rank_environment(rank: int, size: int, local_rank: int, address: str, port: int) -> dict[str, str]:
+    """The variables that make a process a rank, for who starts it."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
