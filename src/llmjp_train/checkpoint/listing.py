@@ -1,0 +1,126 @@
+"""Which checkpoints a run directory holds, and which of them to go on from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmjp_train.errors import UserError
+from llmjp_train.runlog.lease import committed_folders, read_epochs
+
+COMMITTED = "COMMITTED"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A committed checkpoint."""
+
+    step: int
+    path: Path
+    epoch: int
+    """Start of the run that committed it."""
+    bytes: int
+    time: str
+    """UTC, ISO 8601."""
+    layout: dict[str, Any]
+    """Layout that saved it; any other can load it."""
+
+
+def folder_name(step: int, epoch: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step-{step:08d}.epoch-{epoch:04d}"
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """What a committed checkpoint says of itself; what its folder's name says where COMMITTED is damaged.
+
+    A damaged one still is the newest, so that who asks for that is told.
+    """
+    step, epoch = (int(part.rpartition("-")[2]) for part in path.name.split("."))
+    try:
+        value = json.loads((path / COMMITTED).read_text(encoding="utf-8"))
+        size, time, layout = sum(value["files"].values()), str(value["time"]), dict(value["layout"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        size, time, layout = 0, "", {}
+    return CheckpointInfo(step, path, epoch, size, time, layout)
+
+
+def committed(run_dir: Path) -> list[CheckpointInfo]:
+    """Checkpoints that count, by step; of one step, the one of the newest epoch."""
+    names = committed_folders(run_dir, read_epochs(run_dir))
+    infos = [read_info(run_dir / "checkpoints" / name) for name in names]
+    newest = {info.step: info for info in sorted(infos, key=lambda info: info.epoch)}
+    return [newest[step] for step in sorted(newest)]
+
+
+def latest(run_dir: Path) -> CheckpointInfo:
+    """The newest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = committed(run_dir)
+    if not found:
+        raise UserError(f"{run_dir} holds no complete checkpoint: train until the first is saved")
+    return found[-1]
+
+
+def choose(run_dir: Path, which: int | str = "latest") -> CheckpointInfo:
+    """The checkpoint to read: ``latest``, ``latest-valid`` or a step.
+
+    ``latest-valid`` reads every byte of what it considers; the others check sizes and JSON files here,
+    and each chunk when it is loaded.
+
+    Raises:
+        UserError: there is none; the chosen one is damaged (named, with the one before); no such step.
+    """
+    from llmjp_train.checkpoint.store import CheckpointReader, check_commit
+
+    newest = latest(run_dir)
+    found = committed(run_dir)
+    if which == "latest-valid":
+        damages = []
+        for info in reversed(found):
+            try:
+                CheckpointReader(info.path).verify()
+            except UserError as error:
+                damages.append(f"{info.path.name}: {error}")
+                continue
+            return info
+        raise UserError("no checkpoint is undamaged:\n  " + "\n  ".join(damages))
+    if which == "latest":
+        chosen = newest
+    elif isinstance(which, int) and which in (steps := {info.step: info for info in found}):
+        chosen = steps[which]
+    elif isinstance(which, int):
+        raise UserError(
+            f"{run_dir} holds no checkpoint of step {which}, only {', '.join(str(i.step) for i in found)}"
+        )
+    else:
+        raise UserError(f"'{which}' names no checkpoint: say latest, latest-valid or a step")
+    try:
+        check_commit(chosen.path)
+    except UserError as error:
+        raise UserError(f"{error}. {offer(chosen)}") from None
+    return chosen
+
+
+def offer(damaged: CheckpointInfo) -> str:
+    """What to do instead of going on from a damaged checkpoint."""
+    before = [info.step for info in committed(damaged.path.parent.parent) if info.step < damaged.step]
+    if not before:
+        return "There is none before it."
+    return f"The one before is of step {before[-1]}: take it with resume={before[-1]} or resume=latest-valid."
+
+
+def set_aside(run_dir: Path, step: int) -> list[str]:
+    """Take checkpoints after ``step`` out of the count, for a run that goes on from there; their new names.
+
+    They belong to a line that is given up: were they left, the next start would go on from them. Nothing
+    is deleted. For the holder of the lease.
+    """
+    names = []
+    for info in committed(run_dir):
+        if info.step > step:
+            names.append(info.path.rename(info.path.with_name(f"left-{info.path.name}")).name)
+    return names

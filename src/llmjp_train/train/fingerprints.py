@@ -1,0 +1,34 @@
+"""What a resumed run must find as it left it."""
+
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+from llmjp_train.config.model import ModelConfig
+from llmjp_train.config.root import TrainConfig
+
+OVERRIDABLE = ("model", "tokenizer", "data")
+
+
+def fingerprints(config: TrainConfig, tokenizer: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Model shape, tokenizer and data, as JSON."""
+    model = model_fingerprint(config.model)
+    order = {"seed": config.data.seed, "document_mask": config.data.document_mask}
+    return {"model": model, "tokenizer": {"fingerprint": tokenizer}, "data": {**order, **data}}
+
+
+def model_fingerprint(model: ModelConfig) -> dict[str, Any]:
+    """A model's choices as JSON."""
+    return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(model).items()}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: before -> now" for every leaf that differs."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return found
