@@ -1,0 +1,1 @@
+"""How training processes come to be; here, on one machine."""

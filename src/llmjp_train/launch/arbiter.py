@@ -1,0 +1,266 @@
+"""Whether a job's ranks start, start again, or not any more; the one place that decides it.
+
+`python -m llmjp_train.launch.arbiter begin JOB` prints a name for the attempt that begins; exit code 3: there
+is nothing to do any more. `... end JOB CODE SIGNAL` says what an attempt's end meant: 10 start the ranks
+again, 11 queue the job again, else the job's exit code. Called by the job's script on its first node.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmjp_train import exit_codes
+from llmjp_train.checkpoint.listing import committed
+from llmjp_train.config.compose import load_config
+from llmjp_train.config.derive import derived
+from llmjp_train.errors import UserError
+from llmjp_train.launch.job import Job, JobFolder, folders
+from llmjp_train.runlog.lease import STALE_SECONDS, read_epochs
+from llmjp_train.runlog.reading import holder_age
+from llmjp_train.runlog.record import RunRecord
+
+NOTHING_TO_DO = 3
+AGAIN = 10
+REQUEUE = 11
+_BY_PEOPLE = ("stop file",)
+"""Reasons of a stop after which the rest of a chain does not go on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the end of an attempt meant."""
+
+    code: int
+    """For the job's script."""
+    action: str
+    """restart, requeue, next of the chain, halt, done."""
+    reason: str
+
+
+def begin(folder: JobFolder) -> str:
+    """Why there is nothing to do; empty when the ranks may start. Waits for a dead writer to be seen as dead.
+
+    Raises:
+        UserError: somebody else writes into the run directory and lives.
+    """
+    job, run_dir = folder.read(), folder.run_dir
+    if folder.cancelled:
+        return "the job was cancelled"
+    for other in folders(run_dir):
+        halted = next((row for row in reversed(other.history()) if row["kind"] == "end"), None)
+        if halted and halted["action"] == "halt" and halted["time"] > job.submitted:
+            return f"the chain ended: {halted['reason']} (job {other.path.name})"
+    events = RunRecord(run_dir).read_events()
+    if complete(folder, events):
+        return "the run is complete"
+    stop = next((event for event in reversed(events) if event["kind"] == "stop"), None)
+    if not job.after_stop and stop and stop.get("reason") in _BY_PEOPLE and stop["time"] > job.submitted:
+        return "the run was stopped by a person after this job was submitted"
+    if job.budget_hours is not None and (used := device_hours(run_dir)) >= job.budget_hours:
+        return f"the budget of {job.budget_hours:g} device hours is used up ({used:.1f})"
+    _wait_for_the_dead(run_dir)
+    return ""
+
+
+def complete(folder: JobFolder, events: list[dict[str, Any]]) -> bool:
+    """Whether the run has reached the length that this job's configuration asks for, or ended early by itself."""
+    ends = [event for event in events if event["kind"] in ("end", "start", "resume", "fork", "stop")]
+    if not ends or ends[-1]["kind"] != "end":
+        return False
+    config = load_config(folder.path / "config.yaml")
+    early = str(ends[-1].get("reason", "")).startswith("validation loss was best")
+    return early or int(ends[-1].get("step", 0)) >= derived(config).steps
+
+
+def device_hours(run_dir: Path) -> float:
+    """What all jobs of a run have used, from their own histories."""
+    total = 0.0
+    for folder in folders(run_dir):
+        began = 0.0
+        for row in folder.history():
+            at = datetime.fromisoformat(row["time"]).timestamp()
+            if row["kind"] == "begin":
+                began = at
+            elif row["kind"] == "end" and began:
+                total += (at - began) * folder.read().ranks
+                began = 0.0
+    return total / 3600
+
+
+def _wait_for_the_dead(run_dir: Path) -> None:
+    """A job that the controller runs twice, or one on a lost node, may still hold the lease: never both."""
+    end = time.monotonic() + STALE_SECONDS + 15
+    while (epochs := read_epochs(run_dir)) and (age := holder_age(run_dir, epochs[-1])) is not None:
+        if time.monotonic() > end:
+            newest = epochs[-1]
+            raise UserError(
+                f"{run_dir} is being written by process {newest.pid} on {newest.host} (sign of life {age:.0f} s ago): "
+                "this job ends without a step, so that two never write"
+            )
+        time.sleep(1)
+
+
+def end(folder: JobFolder, attempt: str, code: int, signalled: str) -> Verdict:
+    """Judge the end of an attempt, write it down, and wait before a restart."""
+    job, record = folder.read(), RunRecord(folder.run_dir)
+    evidence = _evidence(folder.path / f"attempt-{attempt}")
+    verdict = _judge(folder, job, record, code, signalled, evidence)
+    step = _last_step(record)
+    folder.note(
+        "end", attempt=attempt, code=code, signal=signalled, action=verdict.action, reason=verdict.reason,
+        step=step, fault=evidence.get("kind") or "", saved=_saved(folder.run_dir),
+    )  # fmt: skip
+    if verdict.code == AGAIN:
+        time.sleep(min(60, 2 ** _faults_in_a_row(folder)))
+    return verdict
+
+
+def _judge(
+    folder: JobFolder, job: Job, record: RunRecord, code: int, signalled: str, evidence: dict[str, Any]
+) -> Verdict:
+    events = record.read_events()
+    if code == exit_codes.OK:
+        return Verdict(exit_codes.OK, "done", "the run is complete")
+    if code == exit_codes.STOPPED:
+        return _stopped(folder, job, events)
+    if code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
+        faults = [str(event.get("message", "")) for event in events if event["kind"] == "fault"]
+        reason = (
+            "bad input: see the job's log" if code == exit_codes.BAD_INPUT else (faults or ["unhealthy"])[-1]
+        )
+        _incident(
+            folder, record, "bad_input" if code == exit_codes.BAD_INPUT else "unhealthy", evidence, "halt"
+        )
+        return Verdict(code, "halt", reason)
+    if folder.cancelled or signalled == "TERM":
+        return Verdict(exit_codes.FAILED, "cancelled", "ended by the scheduler before it could save")
+    return _fault(folder, job, record, code, evidence)
+
+
+def _stopped(folder: JobFolder, job: Job, events: list[dict[str, Any]]) -> Verdict:
+    reason = next(
+        (str(e.get("reason", "")) for e in reversed(events) if e["kind"] == "stop"), "stopped at start-up"
+    )
+    if folder.cancelled or reason in _BY_PEOPLE:
+        return Verdict(exit_codes.STOPPED, "stopped", reason)
+    if job.requeue:
+        return Verdict(REQUEUE, "requeue", reason)
+    return Verdict(exit_codes.STOPPED, "next", reason)
+
+
+def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: dict[str, Any]) -> Verdict:
+    """Start again, unless that would only repeat it."""
+    what = evidence.get("reason") or f"the launcher ended with exit code {code}"
+    before = [row for row in _ends(folder.run_dir) if row.get("fault") or row["action"] == "restart"]
+    step, saved = _last_step(record), _saved(folder.run_dir)
+    same = [
+        row
+        for row in before
+        if row["step"] == step and row["saved"] == saved and row.get("fault") == evidence.get("kind")
+    ]
+    in_a_row = _without_progress(before, saved)
+    kind = evidence.get("kind") or "crash"
+    if kind == "rank_died" and evidence.get("own_error") and len(same) >= 1:
+        reason = f"the same fault at step {step} twice, so it is deterministic: {what}"
+    elif in_a_row >= job.max_restarts:
+        reason = f"{in_a_row + 1} faults with no new checkpoint in between: {what}"
+    else:
+        _incident(folder, record, kind, evidence, "restart")
+        return Verdict(AGAIN, "restart", what)
+    _incident(folder, record, kind, evidence, "halt")
+    return Verdict(exit_codes.FAILED, "halt", reason)
+
+
+def _incident(folder: JobFolder, record: RunRecord, kind: str, evidence: dict[str, Any], action: str) -> None:
+    step, saved = _last_step(record), _saved(folder.run_dir)
+    lost = [row.get("step_s") or 0 for row in record.read_metrics() if row["step"] > saved and "loss" in row]
+    record.beside(
+        "incidents.jsonl", "incident", step=step, what=kind, rank=evidence.get("rank"), node=evidence.get("host"),
+        evidence=evidence.get("reason", ""), action=action, job=folder.path.name,
+        lost_steps=max(0, step - saved), lost_seconds=round(sum(lost), 3),
+    )  # fmt: skip
+
+
+def _evidence(attempt: Path) -> dict[str, Any]:
+    """What the node says that was first: one whose rank a signal killed, then any with a fault of its own."""
+    found = []
+    for path in sorted(attempt.glob("node-*.json")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            continue
+    own = [value for value in found if value.get("kind") not in ("", "peer", None)]
+    own.sort(key=lambda value: "was killed by" not in value["reason"])
+    chosen: dict[str, Any] = own[0] if own else (found[0] if found else {})
+    return {**chosen, "own_error": bool(own) and "was killed by" not in chosen["reason"]}
+
+
+def _ends(run_dir: Path) -> list[dict[str, Any]]:
+    return [row for folder in folders(run_dir) for row in folder.history() if row["kind"] == "end"]
+
+
+def _without_progress(faults: list[dict[str, Any]], saved: int) -> int:
+    """Newest faults in a row at which the newest checkpoint was the present one."""
+    count = 0
+    for row in reversed(faults):
+        if row["saved"] != saved:
+            break
+        count += 1
+    return count
+
+
+def _faults_in_a_row(folder: JobFolder) -> int:
+    ends = [row for row in folder.history() if row["kind"] == "end"]
+    return _without_progress([row for row in ends if row["action"] == "restart"], _saved(folder.run_dir)) - 1
+
+
+def _last_step(record: RunRecord) -> int:
+    rows = record.read_metrics()
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def _saved(run_dir: Path) -> int:
+    found = committed(run_dir)
+    return found[-1].step if found else 0
+
+
+def main() -> int:
+    """Entry point."""
+    words = sys.argv[1:]
+    folder = JobFolder(Path(words[1]))
+    try:
+        if words[0] == "begin":
+            return _begin(folder)
+        verdict = end(
+            folder, os.environ.get("LLMJP_ATTEMPT", ""), int(words[2]), words[3] if len(words) > 3 else ""
+        )
+    except UserError as error:
+        print(f"llmjp: {error}", file=sys.stderr, flush=True)
+        return exit_codes.BAD_INPUT
+    print(f"job {folder.path.name}: {verdict.action}: {verdict.reason}", flush=True)
+    return verdict.code
+
+
+def _begin(folder: JobFolder) -> int:
+    why = begin(folder)
+    if why:
+        print(f"job {folder.path.name}: nothing to do: {why}", file=sys.stderr, flush=True)
+        folder.note("skip", reason=why)
+        return NOTHING_TO_DO
+    for name in ("stop", "save"):  # of an earlier start that did not live to see it
+        (folder.run_dir / name).unlink(missing_ok=True)
+    number = sum(row["kind"] == "begin" for row in folder.history()) + 1
+    attempt = f"{number:03d}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    folder.note("begin", attempt=attempt, host=socket.gethostname())
+    print(attempt)
+    return exit_codes.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Whether a run still moves, from the rows that its leader writes, against its own pace."""
+
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+from llmjp_train.runlog.record import RunRecord
+
+FACTOR = 20.0
+"""Times its own median step that a run may be silent, saves and validations left out."""
+START_SECONDS = 3600.0
+"""What the first step of a start may take: data, weights, compilation, communicators."""
+
+_LEARN_SECONDS = 60.0
+"""The pace is learned anew this often, since it means reading the record."""
+
+
+class HangWatch:
+    """Learns how long steps take and says when the run has been silent for too long."""
+
+    def __init__(self, run_dir: Path, *, least_seconds: float) -> None:
+        self._record = RunRecord(run_dir)
+        self._least = least_seconds
+        self._began = self._moved = time.monotonic()
+        self._sizes: tuple[int, ...] = ()
+        self._seen = 0
+        self._limit = START_SECONDS
+        self._learned = float("-inf")
+
+    def verdict(self) -> str:
+        """Why the run is taken to hang; empty while it is not."""
+        sizes = tuple(
+            path.stat().st_size if path.exists() else 0
+            for path in (self._record.path / "metrics.jsonl", self._record.path / "events.jsonl")
+        )
+        now = time.monotonic()
+        if sizes != self._sizes:
+            self._seen += bool(self._sizes)
+            self._sizes, self._moved = sizes, now
+            if self._seen > 2 and now - self._learned > _LEARN_SECONDS:
+                self._limit, self._learned = self.limit(), now
+            return ""
+        silent = now - self._moved
+        if silent <= self._limit:
+            return ""
+        return f"nothing was logged for {silent:.0f} s, where {self._limit:.0f} s are the run's own limit"
+
+    def limit(self) -> float:
+        """Seconds of silence that are not normal for this run."""
+        rows = self._record.read_metrics()[-200:]
+        steps = [row["step_s"] for row in rows if row.get("step_s")]
+        apart = [b["step"] - a["step"] for a, b in itertools.pairwise(rows) if b["step"] > a["step"]]
+        longest: float = max(
+            (row["validation"].get("seconds") or 0 for row in rows if "validation" in row), default=0
+        )
+        saves: list[float] = [
+            e.get("seconds") or 0 for e in self._record.read_events()[-200:] if e["kind"] == "save"
+        ]
+        if not steps:
+            return START_SECONDS
+        usual: float = statistics.median(steps) * max(1, statistics.median(apart) if apart else 1)
+        return max(self._least, FACTOR * usual) + 3 * (longest + max(saves, default=0))

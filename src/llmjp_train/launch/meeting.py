@@ -1,0 +1,219 @@
+"""How the nodes of an attempt find each other: files in the job's folder, which every node sees.
+
+Each node says hello with what it runs; the first one compares, and answers with the address and port where
+the ranks meet, or with why they must not.
+"""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmjp_train.errors import UserError
+from llmjp_train.launch.snapshot import fingerprint
+
+COMPARED = ("code", "config", "data", "python", "torch", "deepspeed")
+"""What must be the same on every node."""
+LARGEST_SKEW = 5.0
+"""Seconds between a node's clock and the file server's before it is told."""
+OPEN_FILES = 65_536
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of an attempt meet."""
+
+    address: str
+    port: int
+    warnings: tuple[str, ...] = ()
+
+
+def hello(job: Path, data: list[str]) -> dict[str, Any]:
+    """What this node runs."""
+    return {
+        "host": socket.gethostname(),
+        "code": fingerprint(job / "code") if (job / "code").is_dir() else "",
+        "config": (job / "config.yaml").read_text(encoding="utf-8"),
+        "data": _sizes(data),
+        "python": sys.version.split()[0],
+        "torch": _version("torch"),
+        "deepspeed": _version("deepspeed"),
+        "open_files": raise_open_files(),
+        "memory_gib": round(psutil.virtual_memory().available / 2**30, 1),
+        "skew_s": _skew(job),
+    }
+
+
+def meet(
+    folder: Path, node: int, nodes: int, mine: dict[str, Any], interface: str, seconds: float
+) -> Meeting:
+    """Say hello as ``node`` of ``nodes`` in an attempt's folder and hear where the ranks meet.
+
+    Raises:
+        UserError: nodes differ in code, configuration, data or versions; one did not come in time; or the
+            interface has no address.
+    """
+    _put(folder / f"hello-{node:04d}.json", mine)
+    end = time.monotonic() + seconds
+    answer = folder / "meeting.json"
+    if node == 0:
+        _put(answer, _answer(folder, nodes, interface, end))
+    while (value := _get(answer)) is None:
+        if time.monotonic() > end + 30:
+            raise UserError(
+                f"node {node} heard nothing from the first node in {seconds + 30:.0f} s: see its log"
+            )
+        time.sleep(0.05)
+    if "refused" in value:
+        raise UserError(str(value["refused"]))
+    return Meeting(value["address"], value["port"], tuple(value["warnings"]))
+
+
+def _answer(folder: Path, nodes: int, interface: str, end: float) -> dict[str, Any]:
+    found: dict[int, dict[str, Any]] = {}
+    while len(found) < nodes:
+        for node in set(range(nodes)) - set(found):
+            value = _get(folder / f"hello-{node:04d}.json")
+            if value is not None:
+                found[node] = value
+        if len(found) < nodes and time.monotonic() > end:
+            missing = ", ".join(str(node) for node in sorted(set(range(nodes)) - set(found)))
+            return {
+                "refused": f"no sign of node {missing} of {nodes}: look whether it is up and sees {folder}"
+            }
+        time.sleep(0.02)
+    refused = disagreement(found)
+    if refused:
+        return {"refused": refused}
+    try:
+        address = address_of(interface)
+    except UserError as error:
+        return {"refused": str(error)}
+    return {"address": address, "port": free_port(address), "warnings": oddities(found)}
+
+
+def disagreement(found: dict[int, dict[str, Any]]) -> str:
+    """One message that names the nodes which differ from the first, and in what; empty when none does."""
+    first, lines = found[0], []
+    for node, value in sorted(found.items()):
+        what = [key for key in COMPARED if value[key] != first[key]]
+        if what:
+            shown = ", ".join(
+                f"{key} {value[key]} instead of {first[key]}"
+                if key in ("python", "torch", "deepspeed")
+                else key
+                for key in what
+            )
+            lines.append(f"  node {node} ({value['host']}): {shown}")
+    if not lines:
+        return ""
+    head = f"nodes differ from node 0 ({first['host']}), so nothing was started:"
+    return "\n".join([head, *lines, "make them see the same files, or leave them out"])
+
+
+def oddities(found: dict[int, dict[str, Any]]) -> list[str]:
+    """What does not forbid a start but should be known."""
+    lines = []
+    for node, value in sorted(found.items()):
+        where = f"node {node} ({value['host']})"
+        if abs(value["skew_s"]) > LARGEST_SKEW:
+            lines.append(f"{where}: its clock is {value['skew_s']:+.1f} s from the file server's")
+        if 0 <= value["open_files"] < 1024:
+            lines.append(f"{where}: only {value['open_files']} open files (ulimit -n)")
+    return lines
+
+
+def address_of(interface: str) -> str:
+    """IPv4 address of an interface of this machine, or that of its name where none is given.
+
+    Raises:
+        UserError: there is no such interface, or it has no IPv4 address.
+    """
+    if not interface:
+        return socket.gethostname()
+    known = psutil.net_if_addrs()
+    found = [one.address for one in known.get(interface, []) if one.family == socket.AF_INET]
+    if not found:
+        names = ", ".join(sorted(known))
+        raise UserError(
+            f"cluster.interface={interface} has no IPv4 address on {socket.gethostname()}; there are: {names}"
+        )
+    return found[0]
+
+
+def free_port(address: str) -> int:
+    """A port that is free at ``address`` now."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:  # a name that resolves to an address of another form
+            probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of open files as far as the hard one and need allow; the limit, -1 for none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def space_gb(folder: Path) -> float:
+    """Free space where ``folder`` lies."""
+    return shutil.disk_usage(folder).free / 1e9
+
+
+def _sizes(prefixes: list[str]) -> dict[str, int]:
+    """Sizes of token files, which are too large to be read by each node."""
+    found = {}
+    for prefix in prefixes:
+        path = Path(prefix)
+        files = (
+            sorted(path.iterdir()) if path.is_dir() else [Path(f"{prefix}{end}") for end in (".bin", ".idx")]
+        )
+        for file in files:
+            found[str(file)] = file.stat().st_size if file.is_file() else -1
+    return found
+
+
+def _skew(folder: Path) -> float:
+    """Seconds by which this node's clock is ahead of that of the file server."""
+    probe = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+    before = time.time()
+    probe.touch()
+    skew = (before + time.time()) / 2 - probe.stat().st_mtime
+    probe.unlink()
+    return round(skew, 2)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _put(path: Path, value: dict[str, Any]) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(value), encoding="utf-8")
+    part.replace(path)
+
+
+def _get(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value

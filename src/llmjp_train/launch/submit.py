@@ -1,0 +1,229 @@
+"""From a checked configuration to jobs in the queue: folders, snapshots, scripts, commands."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmjp_train.config.compose import dump_config
+from llmjp_train.config.derive import derived, nodes_of
+from llmjp_train.config.machine import ClusterConfig, Container, Scheduler
+from llmjp_train.config.root import TrainConfig
+from llmjp_train.errors import UserError
+from llmjp_train.launch import snapshot
+from llmjp_train.launch.clusters import lacks
+from llmjp_train.launch.job import Job, JobFolder, find_run, folders, job_name, new_folder, now
+from llmjp_train.launch.schedulers import SchedulerApi, scheduler, submit
+from llmjp_train.launch.scripts import render
+
+OWN_ID = ("SLURM_JOB_ID", "PBS_JOBID", "JOB_ID")
+"""Where a job's script finds its own id."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a submission asks for besides its configuration."""
+
+    chain: int = 1
+    after: str = ""
+    """Scheduler's id of a job, or a run."""
+    requeue: bool = False
+    bare: bool = False
+    budget_hours: float | None = None
+    after_stop: bool = False
+
+
+def problems(config: TrainConfig, asked: Asked) -> list[str]:
+    """Why no job can be made of a configuration; key, value and remedy."""
+    cluster, nodes = config.cluster, nodes_of(config)
+    found = [f"cluster {cluster.name}: {message}" for message in lacks(replace(cluster, nodes=nodes))]
+    ranks = derived(config).world_size
+    if (
+        cluster.devices_per_node
+        and ranks > cluster.devices_per_node
+        and ranks != nodes * cluster.devices_per_node
+    ):
+        found.append(
+            f"{ranks} ranks do not fill {nodes} nodes of cluster.devices_per_node={cluster.devices_per_node}: change "
+            "parallel.data or nodes"
+        )
+    if cluster.scheduler is Scheduler.hosts and len(cluster.hosts) < nodes:
+        found.append(f"cluster.hosts names {len(cluster.hosts)} hosts, the layout needs {nodes}: name more")
+    if cluster.scheduler is Scheduler.local and nodes > 1:
+        found.append(f"cluster=local has one node, the layout needs {nodes}: choose a cluster")
+    if asked.requeue and cluster.scheduler is not Scheduler.slurm:
+        found.append(f"--requeue is Slurm's; with scheduler={cluster.scheduler.name} take --chain N")
+    if asked.requeue and asked.chain > 1:
+        found.append("--requeue and --chain both say how a run goes on: take one of them")
+    if asked.bare and cluster.launcher.name in ("ssh", "none"):
+        found.append(f"--bare needs srun or mpirun, but cluster.launcher={cluster.launcher.name}")
+    if asked.chain < 1:
+        found.append(f"--chain {asked.chain} must be at least 1")
+    where = Path(config.run_dir).resolve()
+    if nodes > 1 and cluster.shared and not any(where.is_relative_to(folder) for folder in cluster.shared):
+        found.append(
+            f"run_dir={config.run_dir} lies in none of cluster.shared={cluster.shared}, so other nodes would not see "
+            "it: give run_dir=FOLDER in one of them"
+        )
+    return found
+
+
+def make_job(config: TrainConfig, asked: Asked, number: int, place: int = 1) -> Job:
+    """What the folder of the ``place``-th job of a chain holds."""
+    cluster, nodes = config.cluster, nodes_of(config)
+    return Job(
+        run_dir=str(Path(config.run_dir).resolve()),
+        number=number,
+        name=job_name(config.name),
+        scheduler=cluster.scheduler.name,
+        nodes=nodes,
+        ranks_per_node=-(-derived(config).world_size // nodes),
+        submitted=now(),
+        minutes=cluster.time_limit,
+        lead=cluster.signal_lead,
+        max_restarts=cluster.max_restarts,
+        requeue=asked.requeue,
+        bare=asked.bare,
+        budget_hours=asked.budget_hours,
+        after_stop=asked.after_stop,
+        chain=(place, asked.chain),
+    )
+
+
+def python_of(cluster: ClusterConfig) -> str:
+    """The interpreter on the nodes."""
+    if cluster.container is not Container.none:
+        return "python3"
+    return f"{cluster.venv}/bin/python" if cluster.venv else sys.executable
+
+
+def preview(
+    config: TrainConfig, asked: Asked, words: Sequence[str], *, plain: bool
+) -> tuple[list[list[str]], str]:
+    """Commands and script as `submit` would use them; nothing is written.
+
+    Args:
+        plain: a script that can be handed to the scheduler as it stands, ``words`` being those of submit.
+    """
+    taken = folders(Path(config.run_dir))
+    number = int(taken[-1].path.name) + 1 if taken else 1
+    folder = Path(config.run_dir).resolve() / "jobs" / f"{number:04d}"
+    job = make_job(config, asked, number)
+    script = render(job, config.cluster, **_values(config, folder, words if plain else None))
+    api = scheduler(job.scheduler)
+    commands, after = [], [asked.after] if asked.after else []
+    for place in range(asked.chain):
+        path = folder.parent / f"{number + place:04d}" / "job.sh"
+        commands.append(api.submit_command(job, path, after, config.cluster.account))
+        after = ["JOB" if asked.chain == 1 else f"JOB{place + 1}"]
+    return commands, script
+
+
+def _values(config: TrainConfig, folder: Path, words: Sequence[str] | None) -> dict[str, Any]:
+    if words is not None:
+        python = python_of(config.cluster) if config.cluster.venv else "python3"
+        return {"prepare": list(words), "python": python}
+    return {"folder": str(folder), "python": python_of(config.cluster), "cwd": os.getcwd()}
+
+
+def prepare(config: TrainConfig, asked: Asked) -> JobFolder:
+    """A job's folder with its snapshot, for a script that is already running."""
+    folder = new_folder(Path(config.run_dir))
+    folder.write(make_job(config, asked, int(folder.path.name)))
+    snapshot.take(folder.path, dump_config(config), config.cluster)
+    folder.scheduler_id = next((os.environ[name] for name in OWN_ID if name in os.environ), "")
+    return folder
+
+
+def submit_all(config: TrainConfig, asked: Asked) -> list[JobFolder]:
+    """Put the job, or the chain, into the queue.
+
+    Raises:
+        UserError: another job of the run waits or runs; the scheduler refused; nothing can be written.
+    """
+    api = scheduler(config.cluster.scheduler.name)
+    run_dir = Path(config.run_dir)
+    after = [after_id(asked.after)] if asked.after else []
+    if not after:
+        refuse_busy(run_dir)
+    text, made = dump_config(config), list[JobFolder]()
+    for place in range(1, asked.chain + 1):
+        folder = new_folder(run_dir)
+        job = make_job(config, asked, int(folder.path.name), place)
+        folder.write(job)
+        if made:
+            snapshot.share(folder.path, made[0].path, text)
+        else:
+            snapshot.take(folder.path, text, config.cluster)
+        _queue(api, folder, job, config, after)
+        after = [folder.scheduler_id]
+        made.append(folder)
+    return made
+
+
+def _queue(api: SchedulerApi, folder: JobFolder, job: Job, config: TrainConfig, after: Sequence[str]) -> None:
+    script = folder.path / "job.sh"
+    try:
+        script.write_text(
+            render(job, config.cluster, **_values(config, folder.path.resolve(), None)), encoding="utf-8"
+        )
+        script.chmod(script.stat().st_mode | 0o100)
+        folder.log.touch()
+        words = api.submit_command(job, script.resolve(), after, config.cluster.account)
+        folder.scheduler_id = submit(api, words)
+    except UserError as error:
+        # What the scheduler did not take is no job; unless it may have: then the folder stays as a trace.
+        if "is not known" not in str(error):
+            shutil.rmtree(folder.path)
+        raise
+
+
+def after_id(said: str) -> str:
+    """The scheduler's id of what `--after` names: an id, or the newest job of a run.
+
+    Raises:
+        UserError: a run without jobs.
+    """
+    if said[:1].isdigit() and not Path(said).exists():
+        return said
+    run_dir = find_run(said)
+    found = [folder.scheduler_id for folder in folders(run_dir) if folder.scheduler_id]
+    if not found:
+        raise UserError(f"--after {said}: no job of that run was submitted; give the id of a job")
+    return found[-1]
+
+
+def refuse_busy(run_dir: Path) -> None:
+    """Refuse a second job for a run that has one.
+
+    Raises:
+        UserError: a job of the run waits or runs.
+    """
+    for folder, state in open_jobs(run_dir):
+        raise UserError(
+            f"job {folder.scheduler_id} of {run_dir} is {state}, and a run has one writer: add --after "
+            f"{folder.scheduler_id}, or end it with 'llmjp cancel {run_dir}'"
+        )
+
+
+def open_jobs(run_dir: Path) -> list[tuple[JobFolder, str]]:
+    """Jobs of a run that wait or run, as their schedulers say, and which of the two."""
+    found = []
+    for folder in folders(run_dir):
+        if folder.scheduler_id and not _over(folder):
+            state = scheduler(folder.read().scheduler).states([folder.scheduler_id])[folder.scheduler_id]
+            if state.state in ("pending", "running"):
+                found.append((folder, state.state))
+    return found
+
+
+def _over(folder: JobFolder) -> bool:
+    """Whether its own history says that it has ended, so that the scheduler need not be asked."""
+    rows = folder.history()
+    return bool(rows) and (
+        rows[-1]["kind"] == "skip"
+        or (rows[-1]["kind"] == "end" and rows[-1]["action"] in ("done", "halt", "cancelled", "stopped"))
+    )

@@ -1,0 +1,261 @@
+"""One process a node: it forks the node's ranks, watches them, and leaves none behind.
+
+Imports are paid once a node, not once a rank; a rank dies with its supervisor (PDEATHSIG), and the ranks end
+together: when one dies, or the nodes of the others say that theirs did.
+"""
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from llmjp_train import exit_codes
+from llmjp_train.parallel.world import rank_environment
+
+_PDEATHSIG = 1
+FAILED = "failed"
+"""File in an attempt's folder: a node's ranks have failed, so that the others' must end."""
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass
+class Result:
+    """How an attempt ended on a node; node-0000.json of its folder."""
+
+    code: int
+    reason: str = ""
+    """What ended it, in words; empty after an orderly end."""
+    kind: str = ""
+    """rank_died, hang, peer, or empty."""
+    rank: int | None = None
+    """The rank that was first."""
+    host: str = ""
+    codes: list[int] = field(default_factory=list)
+    """Exit code of each rank of the node; minus the signal where one killed it."""
+
+
+class Supervisor:
+    """Ranks of one node in one attempt."""
+
+    def __init__(
+        self,
+        folder: Path,
+        output: Path,
+        main: Callable[[], int],
+        *,
+        node: int,
+        local: int,
+        size: int,
+        address: str,
+        port: int,
+        deadline: float | None = None,
+        grace_seconds: float = 10,
+        hang: Callable[[], str] | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: the attempt's, which every node sees.
+            output: file for what this node's ranks print, a line each with time and rank.
+            main: what a rank does; its exit code.
+            local: ranks of this node; its first is ``node * local``.
+            deadline: Unix time at which the ranks are told to save and end, as the scheduler's signal would.
+            grace_seconds: how long the others may take to end after one died.
+            hang: called about once a second; says why the ranks are taken to hang, or nothing.
+        """
+        self.folder, self.main = folder, main
+        self.node, self.local, self.size = node, local, size
+        self.address, self.port = address, port
+        self.deadline, self.grace = deadline, grace_seconds
+        self._hang = hang
+        self._output: IO[bytes] = output.open("ab", buffering=0)
+        self._pids: dict[int, int] = {}
+        self._codes: dict[int, int] = {}
+        self._pipes: dict[int, bytes] = {}
+        self._selector = selectors.DefaultSelector()
+        self._failed_at = 0.0
+        self.result = Result(0, host=os.uname().nodename)
+
+    def run(self) -> Result:
+        """Fork, wait, end all; the result is also written into the attempt's folder."""
+        before = {number: signal.signal(number, self._forward) for number in _SIGNALS}
+        try:
+            for local_rank in range(self.local):
+                self._fork(local_rank)
+            self._watch()
+        finally:
+            self._kill_all()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._output.close()
+        self.result.codes = [self._codes.get(rank, -signal.SIGKILL) for rank in range(self.local)]
+        self.result.code = _worst(self.result)
+        path = self.folder / f"node-{self.node:04d}.json"
+        path.write_text(json.dumps(asdict(self.result)), encoding="utf-8")
+        return self.result
+
+    def _fork(self, local_rank: int) -> None:
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        # A signal in this moment waits until the rank can handle it (`Stops.install` unblocks them).
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        pid = os.fork()
+        if pid == 0:
+            self._become_rank(local_rank, reading, writing, parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.close(writing)
+        os.set_blocking(reading, False)
+        self._pids[local_rank] = pid
+        self._pipes[reading] = b""
+        self._selector.register(reading, selectors.EVENT_READ, local_rank)
+
+    def _become_rank(self, local_rank: int, reading: int, writing: int, parent: int) -> None:
+        code = exit_codes.FAILED
+        try:
+            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:  # it died before we asked to die with it
+                os._exit(exit_codes.FAILED)
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            os.setpgid(0, 0)
+            os.close(reading)
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
+            # By lines: what a rank that is killed printed before it must not be lost in a buffer.
+            sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+            sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+            rank = self.node * self.local + local_rank
+            os.environ.update(rank_environment(rank, self.size, local_rank, self.address, self.port))
+            code = self.main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        """Every request to end is one to save and end; SIGHUP is a lost connection to the first node."""
+        said = signal.SIGTERM if number == signal.SIGHUP else number
+        self._signal_ranks(signal.SIGUSR1 if said == signal.SIGUSR2 else said)
+
+    def _signal_ranks(self, number: int) -> None:
+        for local_rank, pid in self._pids.items():
+            if local_rank not in self._codes:
+                os.kill(pid, number)
+
+    def _watch(self) -> None:
+        looked = time.monotonic()
+        while len(self._codes) < self.local:
+            self._drain(0.1)
+            self._reap()
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                self._look()
+            if self._failed_at and time.monotonic() - self._failed_at > self.grace:
+                self._kill_all()
+        self._drain(0)
+
+    def _look(self) -> None:
+        if self.deadline is not None and time.time() >= self.deadline:
+            self.deadline = None
+            self._signal_ranks(signal.SIGUSR1)
+        if not self._failed_at and (self.folder / FAILED).exists():
+            said = json.loads((self.folder / FAILED).read_text(encoding="utf-8"))
+            if said["kind"] == "hang":  # who waits for whom is seen on all nodes together
+                self._signal_ranks(signal.SIGABRT)
+            self._fail("peer", f"another node's ranks ended: {said['reason']}", None)
+        if not self._failed_at and self._hang is not None:
+            why = self._hang()
+            if why:
+                self._signal_ranks(signal.SIGABRT)  # faulthandler prints the stacks of each rank's threads
+                self._fail("hang", why, None)
+
+    def _reap(self) -> None:
+        ended = {}
+        for local_rank, pid in self._pids.items():
+            if local_rank not in self._codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    ended[local_rank] = os.waitstatus_to_exitcode(status)
+        self._codes.update(ended)
+        bad = {rank: code for rank, code in ended.items() if code not in (exit_codes.OK, exit_codes.STOPPED)}
+        if bad and not self._failed_at:
+            # Of two that ended in one moment the one that a signal killed came first: the other missed it.
+            local_rank = min(bad, key=lambda one: (bad[one] >= 0, one))
+            code, rank = bad[local_rank], self.node * self.local + local_rank
+            self._fail("rank_died" if code < 0 or code == exit_codes.FAILED else "", _said(rank, code), rank)
+
+    def _fail(self, kind: str, reason: str, rank: int | None) -> None:
+        self._failed_at = time.monotonic()
+        self.result.kind, self.result.reason, self.result.rank = kind, reason, rank
+        print(
+            f"node {self.node} ({self.result.host}): {reason}; ending the others", file=sys.stderr, flush=True
+        )
+        if kind != "peer":
+            part = self.folder / f"{FAILED}.{self.node}"
+            said = {"kind": kind, "reason": f"{reason} on {self.result.host}"}
+            part.write_text(json.dumps(said), encoding="utf-8")
+            part.replace(self.folder / FAILED)
+        # A rank that failed by itself leaves the others waiting for it in a collective: they cannot save.
+        self._signal_ranks(signal.SIGTERM)
+
+    def _kill_all(self) -> None:
+        for local_rank, pid in self._pids.items():
+            if local_rank not in self._codes:
+                os.kill(pid, signal.SIGKILL)
+                self._codes[local_rank] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def _drain(self, seconds: float) -> None:
+        """Lines of the ranks into the node's file; those of rank 0 into the job's log as well."""
+        for key, _ in self._selector.select(seconds):
+            descriptor = key.fd
+            try:
+                data = os.read(descriptor, 65536)
+            except BlockingIOError:
+                continue
+            *lines, rest = (self._pipes[descriptor] + data).split(b"\n")
+            if not data:
+                self._selector.unregister(descriptor)
+                os.close(descriptor)
+                lines, rest = ([rest] if rest else []), b""
+            self._pipes[descriptor] = rest
+            self._print(key.data, lines)
+
+    def _print(self, local_rank: int, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        rank = self.node * self.local + local_rank
+        stamp = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {rank} ".encode()
+        self._output.write(b"".join(stamp + line + b"\n" for line in lines))
+        if rank == 0:
+            sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
+            sys.stdout.flush()
+
+
+def _said(rank: int, code: int) -> str:
+    if code < 0:
+        return f"rank {rank} was killed by {signal.Signals(-code).name}"
+    return f"rank {rank} ended with exit code {code}"
+
+
+def _worst(result: Result) -> int:
+    """The code that says most: a rank's own before that of those that were ended for it."""
+    codes = result.codes
+    for code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
+        if code in codes:
+            return code
+    if result.kind or any(code not in (exit_codes.OK, exit_codes.STOPPED) for code in codes):
+        return exit_codes.FAILED
+    return exit_codes.STOPPED if exit_codes.STOPPED in codes else exit_codes.OK

@@ -1,0 +1,196 @@
+"""What autograd saves for the backward pass, tensor by tensor, and what the passes need on top.
+
+The list of a layer equals what `torch.autograd.graph.saved_tensors_hooks` sees, as
+tests/plan/test_activations.py checks at true sizes for each recompute policy. Sizes are those of one micro
+batch on one rank. B T: tokens, H hidden size, F feed-forward width, A attention width (heads x head size).
+"""
+
+from dataclasses import dataclass
+
+from llmjp_train.config.machine import Device, Recompute
+from llmjp_train.config.model import Mlp, Norm, Position
+from llmjp_train.config.training import Dtype
+from llmjp_train.plan.job import Job
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor that is kept for the backward pass."""
+
+    name: str
+    bytes: int
+
+
+def layer(job: Job, recompute: Recompute | None = None) -> list[Saved]:
+    """What one decoder layer saves under a recompute policy (none: the job's)."""
+    policy = job.recompute if recompute is None else recompute
+    if policy is Recompute.full:
+        return [Saved("input of the layer", _stream(job))]
+    attention = [*_norm(job, "attention norm"), *_attention(job)]
+    if policy is Recompute.selective:
+        return [*attention, Saved("input of the feed-forward block", _stream(job))]
+    return [*attention, *_norm(job, "feed-forward norm"), *_feed_forward(job)]
+
+
+def layer_bytes(job: Job, recompute: Recompute | None = None) -> int:
+    """Sum of `layer`."""
+    return sum(saved.bytes for saved in layer(job, recompute))
+
+
+def feed_forward_bytes(job: Job) -> int:
+    """What the feed-forward block alone saves: what selective recompute makes again."""
+    return sum(saved.bytes for saved in [*_norm(job, ""), *_feed_forward(job)])
+
+
+def stream_bytes(job: Job) -> int:
+    """One residual stream, B T H: what stages send each other."""
+    return _stream(job)
+
+
+def _stream(job: Job) -> int:
+    return job.tokens * job.model.hidden_size * job.item // _sequence_split(job)
+
+
+def _sequence_split(job: Job) -> int:
+    return job.tensor if job.engine.sequence_parallel else 1
+
+
+def _norm(job: Job, name: str) -> list[Saved]:
+    """A norm's saved tensors and its output, which the next matrix product saves."""
+    tokens = job.tokens // _sequence_split(job)
+    stream = _stream(job)
+    # our tensor parallelism saves the gathered input of a matrix product, Megatron-LM gathers it again
+    ours = job.engine.name == "llmjp-train"
+    output = Saved(f"{name}: output", stream * (_sequence_split(job) if ours else 1))
+    if job.model.norm is Norm.layernorm:
+        # mean and 1 / deviation: the CPU kernel keeps them in the input's dtype, the CUDA kernel in fp32
+        statistic = job.item if job.cluster.device is Device.cpu else 4
+        return [
+            Saved(f"{name}: input", stream),
+            Saved(f"{name}: mean and deviation", 2 * tokens * statistic),
+            output,
+        ]
+    if job.compile or job.engine.fused:
+        return [Saved(f"{name}: input", stream), Saved(f"{name}: 1 / root mean square", 4 * tokens), output]
+    if job.dtype is Dtype.fp32:
+        wide = [Saved(f"{name}: input", stream)]
+    else:
+        wide = [Saved(f"{name}: input in fp32", stream // job.item * 4)]
+    return [
+        *wide,
+        Saved(f"{name}: 1 / root mean square", 4 * tokens),
+        Saved(f"{name}: normalised", stream),
+        output,
+    ]
+
+
+def _attention(job: Job) -> list[Saved]:
+    """Rotation, scaled dot product and output projection."""
+    model, item = job.model, job.item
+    heads = model.num_heads // job.tensor
+    wide = job.tokens * heads * model.head_size * item
+    found = []
+    if model.position is Position.rope and job.dtype is not Dtype.fp32 and not job.engine.fused:
+        rotated = int(model.head_size * model.rope_fraction)
+        # queries and keys each cast both tables; in fp32 all layers share one pair
+        found.append(Saved("rotary tables in 16 bit", 4 * job.tokens * rotated * item))
+    if model.qk_norm:
+        found += _qk_norm(job)
+    found += [
+        # grouped keys and values are repeated for each query head before the kernel
+        Saved("queries, keys and values", 3 * wide),
+        Saved("mixed values", wide),
+        Saved("log-sum-exp of the scores", 4 * job.tokens * heads),
+    ]
+    if model.position is Position.rope and model.rope_fraction < 1 and not job.engine.fused:
+        # joining rotated and plain features lays a head's tokens together, so that the output is copied
+        found.append(Saved("mixed values, token by token", wide))
+    if not job.engine.flash:
+        scores = job.micro_batch * heads * job.sequence_length**2
+        found.append(Saved("scores, softmax and its dropout", scores * (2 * item + 1)))
+    elif job.document_mask and job.cluster.device is Device.cuda and job.engine.name == "llmjp-train":
+        found.append(Saved("mask of documents as a bias", job.micro_batch * job.sequence_length**2 * item))
+    return found
+
+
+def _qk_norm(job: Job) -> list[Saved]:
+    """RMSNorm over each head of queries and keys."""
+    found = []
+    for name, heads in (("query", job.model.num_heads), ("key", job.model.num_kv_heads)):
+        count = job.tokens * heads // job.tensor
+        width = job.model.head_size
+        found += [
+            Saved(f"{name} norm: input in fp32", 4 * count * width),
+            Saved(f"{name} norm: 1 / root mean square", 4 * count),
+            Saved(f"{name} norm: normalised", count * width * job.item),
+        ]
+    return found
+
+
+def _feed_forward(job: Job) -> list[Saved]:
+    inner = job.tokens * (job.model.ffn_size // job.tensor) * job.item
+    if job.model.mlp is Mlp.swiglu:
+        count = 3 if job.compile or job.engine.fused else 4
+        return [Saved("gate, its SiLU, up and their product", count * inner)]
+    return [Saved("up and its GELU", 2 * inner)]
+
+
+def shared(job: Job) -> int:
+    """Once a micro batch and stage: rotary tables in fp32, and the mask of documents as booleans."""
+    size = 0
+    if job.model.position is Position.rope:
+        size += 2 * job.tokens * int(job.model.head_size * job.model.rope_fraction) * 4
+    if job.document_mask and job.cluster.device is Device.cuda:
+        size += job.micro_batch * job.sequence_length**2
+    return size
+
+
+def embedding(job: Job) -> int:
+    """What the first stage saves: token ids."""
+    return 8 * job.tokens
+
+
+def head_saved(job: Job) -> list[Saved]:
+    """Final norm and the loss, which makes its gradients in the forward pass unless the z-loss is on."""
+    stream = job.tokens * job.model.hidden_size * job.item
+    norm = _norm(job, "final norm")
+    if job.z_loss:
+        return [*norm, Saved("targets", 8 * job.tokens)]
+    # the loss saves the gradient of its input; the input itself is let go
+    return [
+        *norm[:-1],
+        Saved("gradient of the final hidden states", stream),
+        Saved("gradient of the head in fp32", 4 * head_elements(job)),
+    ]
+
+
+def head_elements(job: Job) -> int:
+    """Elements of the head on one rank."""
+    return job.vocabulary // job.tensor * job.model.hidden_size
+
+
+def head_working(job: Job) -> int:
+    """Most that the loss needs beside what it saves: a chunk's logits, or the gradient of the head.
+
+    A chunk's logits exist in the weights' dtype and in fp32, with an fp32 temporary of the softmax. In the
+    backward pass the head's fp32 gradient is scaled (a second copy) and cast.
+    """
+    chunk = min(job.loss_chunk, job.tokens) * (job.vocabulary // job.tensor)
+    logits = chunk * (8 + (job.item if job.item < 4 else 0))
+    elements = head_elements(job)
+    cast = elements * job.item if job.item < 4 else 0
+    if job.z_loss:
+        return logits + 4 * elements + cast
+    return max(logits + cast, 4 * elements + cast)
+
+
+def backward_working(job: Job) -> int:
+    """What the backward pass of a layer needs at its peak: what it makes again, and gradients on the way."""
+    again = 0
+    if job.recompute is Recompute.full:
+        again = layer_bytes(job, Recompute.none)
+    elif job.recompute is Recompute.selective:
+        again = feed_forward_bytes(job)
+    inner = job.tokens * (job.model.ffn_size // job.tensor) * job.item
+    gradients = (3 if job.model.mlp is Mlp.swiglu else 2) * inner + 2 * _stream(job)
+    return again + gradients
