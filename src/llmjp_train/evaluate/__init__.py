@@ -1,0 +1,1 @@
+"""Evaluation on lm-evaluation-harness: task files, language-model adapters, runner, statistics."""

@@ -1,0 +1,216 @@
+"""The door to lm-evaluation-harness: offline, quiet, without a cache, and only tasks that a model can do."""
+
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llmjp_train.errors import UserError
+from llmjp_train.evaluate.suites import Chosen
+from llmjp_train.evaluate.tasks import MissingDataError, TaskFile
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+LIKELIHOOD = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+
+
+def offline() -> None:
+    """Keep the Hugging Face libraries from the network; to be called before they are imported."""
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+
+
+def version() -> str:
+    """lm-evaluation-harness's version."""
+    from importlib.metadata import version as installed
+
+    return f"lm-eval {installed('lm-eval')}"
+
+
+def load_task(chosen: Chosen, include: list[str]) -> Any:
+    """The harness's task, with its items.
+
+    Items from files are handed over in memory: `datasets.load_dataset` would copy them into a cache on disk
+    and count the load on a server.
+
+    Raises:
+        UserError: the harness cannot build the task from its file.
+    """
+    offline()
+    quiet()
+    from lm_eval.tasks import TaskManager
+
+    task = chosen.task
+    # Without the built-in index of 16,000 files this takes milliseconds instead of 14 s.
+    manager = TaskManager(include_path=[str(task.path.parent), *include], include_defaults=False)
+    overrides: dict[str, Any] = {"task": task.name}
+    if task.local:
+        overrides["custom_dataset"] = _in_memory(task)
+    # A group of one is the harness's way to load a task by name with overrides.
+    try:
+        with _undisturbed():
+            loaded = manager.load([{"group": "llmjp", "task": [overrides]}])["tasks"][task.name]
+    except UserError:
+        raise
+    except (ConnectionError, FileNotFoundError) as error:
+        if task.local:
+            raise
+        # datasets says so offline, and where a data set is not in its cache.
+        raise MissingDataError(
+            f"task {task.name}: its data ({task.settings.get('dataset_path')}) are not in Hugging Face's cache on this "
+            "machine: load them once with `datasets` on a machine with a network"
+        ) from error
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+        raise UserError(f"{task.path}: lm-evaluation-harness cannot load it: {error}") from error
+    # A task file's 0 stands for tasks that take no examples at all (a whole text to score).
+    loaded.set_config(key="num_fewshot", value=chosen.num_fewshot)
+    loaded.set_fewshot_seed(seed=1234)
+    if chosen.num_fewshot:
+        _refuse_overlap(chosen, loaded)
+    return loaded
+
+
+def _refuse_overlap(chosen: Chosen, loaded: Any) -> None:
+    """See that no example is scored: the model would have read its answer.
+
+    Raises:
+        UserError: one is.
+    """
+    if not hasattr(loaded, "sampler") or loaded.config.fewshot_split == chosen.task.split:
+        return  # the harness leaves the item itself out, where both come from one split
+    asked = _asked(loaded)
+    texts = {asked(doc) for doc in loaded.sampler.sample(n=chosen.num_fewshot)}
+    for doc in loaded.task_docs:
+        if asked(doc) in texts:
+            raise UserError(
+                f"task {chosen.task.name}: an example before each item is itself scored: "
+                f"{str(loaded.doc_to_text(doc))[:80]!r}; take it out of the examples, or show fewer (num_fewshot)"
+            )
+
+
+def _asked(loaded: Any) -> Callable[[dict[str, Any]], Any]:
+    """What tells one question from another: the fields that the prompt names, else the prompt itself."""
+    template = loaded.config.doc_to_text
+    if not isinstance(template, str):
+        return lambda doc: str(loaded.doc_to_text(doc))
+    words = set(re.findall(r"\w+", template))
+    return lambda doc: tuple(str(value) for key, value in sorted(doc.items()) if key in words)
+
+
+class Rows(list[dict[str, Any]]):
+    """Items as the harness takes them, at a hundredth of the time that an Arrow table needs for each."""
+
+    @property
+    def features(self) -> dict[str, None]:
+        """Names of the fields."""
+        return dict.fromkeys(self[0])
+
+
+def _in_memory(task: TaskFile) -> Any:
+    rows = task.items
+    settings = task.settings
+    functions = [settings.get("process_docs"), (settings.get("fewshot_config") or {}).get("process_docs")]
+    # A function of a user's own may want a dataset's methods.
+    plain = all(name is None or str(name).startswith("llmjp_train.") for name in functions)
+
+    def items(**settings: Any) -> Any:
+        if plain:
+            return {split: Rows(part) for split, part in rows.items()}
+        import datasets
+
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_list(part, on_mixed_types="use_json")
+                for split, part in rows.items()
+            }
+        )
+
+    return items
+
+
+def check(task: TaskFile, loaded: Any, *, likelihood_only: bool, knows_greedy: bool) -> None:
+    """Refuse a task that the model cannot do.
+
+    Raises:
+        UserError: it generates text, or asks what greedy decoding would write, and the model cannot say.
+    """
+    kind = str(loaded.OUTPUT_TYPE)
+    if likelihood_only and kind not in LIKELIHOOD:
+        raise UserError(
+            f"task {task.name} generates text ({kind}); runs are scored on likelihood tasks: "
+            "`llmjp export RUN`, then evaluate the exported folder"
+        )
+    asks_greedy = "exact_match" in task.metrics or (kind == "loglikelihood" and "acc" in task.metrics)
+    if asks_greedy and not knows_greedy:
+        raise UserError(
+            f"task {task.name} asks what greedy decoding would write, which the engine does not say in "
+            "training: leave it out of the loop and evaluate the checkpoint with `llmjp evaluate RUN`"
+        )
+
+
+def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
+    """The harness's results of one task, with a sample for each item.
+
+    Calls `evaluate` and not `simple_evaluate`: the latter seeds the process's random generators, which
+    training uses, and gives ranks other than the first nothing.
+    """
+    from lm_eval.evaluator import evaluate
+
+    quiet()
+    name = loaded.config.task
+    with _undisturbed(), _no_bar():
+        results: dict[str, Any] = evaluate(
+            lm,
+            {"tasks": {name: loaded}, "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    return results
+
+
+def build(loaded: Any, limit: int | None) -> None:
+    """Make the requests of a task's first items, without the harness's bar."""
+    with _undisturbed(), _no_bar():
+        loaded.build_all_requests(limit=limit)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Give back the state of the random generators: the libraries draw names from them."""
+    import numpy as np
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the bar that the harness draws while it builds requests, on every rank and with no switch."""
+    import lm_eval.api.task as module
+
+    kept = module.tqdm
+    module.tqdm = lambda items, **settings: items
+    try:
+        yield
+    finally:
+        module.tqdm = kept
+
+
+def quiet() -> None:
+    """Errors only from the harness and the libraries under it."""
+    for name in ("lm_eval", "datasets", "transformers", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

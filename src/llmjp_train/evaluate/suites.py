@@ -1,0 +1,269 @@
+"""Suites: tasks that are run together, under which licences, and what is left out and why."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmjp_train.errors import UserError
+from llmjp_train.evaluate.tasks import (
+    UNKNOWN_LICENCE,
+    Group,
+    MissingDataError,
+    TaskFile,
+    find_groups,
+    find_tasks,
+    load_yaml,
+    task_folders,
+)
+from llmjp_train.resources import resource
+
+COMMERCIAL = frozenset(
+    ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "Apache-2.0", "MIT", "BSD-3-Clause")
+)  # fmt: skip
+"""SPDX names of licences that allow commercial use (of the items; a few want attribution or share-alike)."""
+LICENCES = ("all", "commercial")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that are run together."""
+
+    name: str
+    description: str
+    tasks: list[str]
+    tasks_if_data: list[str]
+    """Tasks that are left out, and said to be, where their data are not here."""
+    limits: dict[str, int]
+    """First items only, by task; ``all`` for every task."""
+    harness: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """lm-evaluation-harness's own tasks: file below its tasks folder, licence and version of the items."""
+    categories: dict[str, list[str]] = field(default_factory=dict)
+    """Tasks whose mean is a category's figure; a task that is not known here makes it not comparable."""
+    average_of: list[str] = field(default_factory=list)
+    """Categories whose mean is the suite's average; none: the suite has none of its own."""
+    faults: list[str] = field(default_factory=list)
+    """What is known to be wrong with the suite's definitions, kept for comparison's sake."""
+    differs: list[str] = field(default_factory=list)
+    """Where figures of this suite differ from the published ones that it follows."""
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that it runs."""
+        return [*self.tasks, *self.tasks_if_data, *self.harness]
+
+    def limit(self, task: str) -> int | None:
+        """First items of ``task`` that count; none: all."""
+        return self.limits.get(task, self.limits.get("all"))
+
+
+def suite_names(include: Sequence[str] = ()) -> dict[str, Path]:
+    """Suite files by name."""
+    folders = [resource("eval", "suites"), *task_folders(include)[1:]]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            settings = load_yaml(path)
+            if any(isinstance(settings.get(key), list) for key in ("tasks", "tasks_if_data", "suites")):
+                found[path.stem] = path
+    return found
+
+
+def load_suite(name: str, include: Sequence[str] = ()) -> Suite:
+    """The suite called ``name``; one that names ``suites`` holds all of theirs.
+
+    Raises:
+        UserError: there is none of that name; near misses are suggested.
+    """
+    paths = suite_names(include)
+    if name not in paths:
+        raise UserError(f"suite={name}: no such suite; {near(name, paths)}")
+    settings = load_yaml(paths[name])
+    parts = [load_suite(str(part), include) for part in settings.get("suites") or []]
+
+    def joined(key: str) -> list[str]:
+        own = [str(each) for each in settings.get(key) or []]
+        return list(dict.fromkeys([*own, *(each for part in parts for each in getattr(part, key))]))
+
+    # A part's limit for all its tasks stays with its tasks.
+    limits = {task: size for part in parts for task in part.names if (size := part.limit(task)) is not None}
+    limits |= {str(task): int(size) for task, size in (settings.get("limits") or {}).items()}
+    harness = {task: facts for part in parts for task, facts in part.harness.items()}
+    return Suite(
+        name,
+        str(settings.get("description", "")),
+        joined("tasks"),
+        joined("tasks_if_data"),
+        limits,
+        harness | {str(task): dict(facts) for task, facts in (settings.get("harness") or {}).items()},
+        {str(key): [str(t) for t in tasks] for key, tasks in (settings.get("categories") or {}).items()},
+        [str(each) for each in settings.get("average_of") or []],
+        joined("faults"),
+        joined("differs"),
+    )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A task that will be run, and how."""
+
+    task: TaskFile
+    num_fewshot: int
+    limit: int | None
+    group: str = ""
+    """Group that its figure goes into; empty: it stands for itself."""
+    optional: bool = False
+    """Left out, and said to be, where its data cannot be had."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an evaluation will run."""
+
+    chosen: list[Chosen]
+    skipped: list[str]
+    """A message for each task that is left out."""
+    suite: Suite
+    groups: dict[str, Group]
+    """Groups of which every task is run."""
+
+
+def choose(
+    suite: str,
+    tasks: Sequence[str] = (),
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    include: Sequence[str] = (),
+    licences: str = "all",
+) -> tuple[list[Chosen], list[str]]:
+    """The tasks to run, with their items read, and a message for each one that is left out.
+
+    Raises:
+        UserError: as `choice`.
+    """
+    found = choice(suite, tasks, num_fewshot=num_fewshot, limit=limit, include=include, licences=licences)
+    return found.chosen, found.skipped
+
+
+def choice(
+    suite: str,
+    tasks: Sequence[str] = (),
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    include: Sequence[str] = (),
+    licences: str = "all",
+) -> Choice:
+    """What to run: the named tasks and groups, or the suite's.
+
+    Args:
+        licences: ``all``, or ``commercial`` to leave out what does not allow commercial use.
+
+    Raises:
+        UserError: an unknown task or suite, missing data, no licence, or a bad number of examples or items.
+    """
+    _check(num_fewshot, limit, licences)
+    known, groups = find_tasks(include), find_groups(include)
+    picked = Suite("", "", list(tasks), [], {}) if tasks else load_suite(suite, include)
+    chosen: list[Chosen] = []
+    skipped: list[str] = []
+    for name, group, optional in _listed(picked, groups):
+        task = _found(name, picked, known, groups)
+        if refusal := _licence_refusal(task, licences):
+            skipped.append(refusal)
+            continue
+        try:
+            task.files()
+            _check_sandbox(task)
+        except MissingDataError as error:
+            if not optional:
+                raise
+            skipped.append(str(error))
+            continue
+        sizes = [size for size in (limit, picked.limit(name)) if size is not None]
+        shots = task.check_fewshot(num_fewshot)
+        chosen.append(Chosen(task, shots, min(sizes) if sizes else None, group, optional))
+    ran = {entry.task.name for entry in chosen}
+    whole = {name: groups[name] for name in dict.fromkeys(e.group for e in chosen if e.group)}
+    whole = {name: group for name, group in whole.items() if ran.issuperset(group.tasks)}
+    return Choice(chosen, list(dict.fromkeys(skipped)), picked, whole)
+
+
+def _check(num_fewshot: int | None, limit: int | None, licences: str) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: give at least 1 item, or null for all")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise UserError(f"num_fewshot={num_fewshot}: give 0 or more, or null for each task's own")
+    if licences not in LICENCES:
+        raise UserError(f"licences={licences}: give {' or '.join(LICENCES)}")
+
+
+def _listed(picked: Suite, groups: dict[str, Group]) -> Iterable[tuple[str, str, bool]]:
+    """(task, group, optional) of everything that is asked for, once each."""
+    seen: set[str] = set()
+    for name in picked.names:
+        members = groups[name].tasks if name in groups else [name]
+        for member in members:
+            if member not in seen:
+                seen.add(member)
+                yield member, name if name in groups else "", name not in picked.tasks
+
+
+def _found(name: str, picked: Suite, known: dict[str, TaskFile], groups: dict[str, Group]) -> TaskFile:
+    if name in picked.harness:
+        return harness_task(name, picked.harness[name])
+    if name not in known:
+        raise UserError(f"task {name}: no such task; {near(name, [*known, *groups])}")
+    task = known[name]
+    if task.licence == UNKNOWN_LICENCE:
+        raise UserError(
+            f"{task.path}: task {name} does not state its items' licence: add licence (an SPDX name) to metadata"
+        )
+    return task
+
+
+def harness_task(name: str, facts: dict[str, Any]) -> TaskFile:
+    """One of lm-evaluation-harness's own tasks, without indexing its 16,000 files.
+
+    Raises:
+        UserError: the installed harness has no such file.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("lm_eval")
+    assert spec is not None, "lm-eval is a requirement"
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "tasks" / str(facts["file"])
+    if not path.is_file():
+        raise UserError(f"task {name}: the installed lm-eval has no {facts['file']}: its tasks have moved")
+    settings = load_yaml(path)
+    metadata = {**(settings.get("metadata") or {}), **facts}
+    return TaskFile(name, path, {**settings, "task": name, "metadata": metadata})
+
+
+def _check_sandbox(task: TaskFile) -> None:
+    """See that a task that runs programs can do so safely.
+
+    Raises:
+        MissingDataError: it cannot; says why.
+    """
+    if not task.metadata.get("runs_code"):
+        return
+    from llmjp_train.evaluate import sandbox
+
+    if reason := sandbox.why_not():
+        raise MissingDataError(f"task {task.name}: {reason}")
+
+
+def _licence_refusal(task: TaskFile, licences: str) -> str | None:
+    if licences == "all" or task.licence in COMMERCIAL:
+        return None
+    return f"task {task.name}: its licence, {task.licence}, is not known to allow commercial use (licences=commercial)"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What ``name`` may have meant, as the end of a message."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
