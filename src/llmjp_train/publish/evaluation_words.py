@@ -1,0 +1,40 @@
+"""What a page of an evaluation or a comparison says, in English and Japanese."""
+
+LANGUAGES = ("en", "ja")
+
+WORDS: dict[str, dict[str, str]] = {
+    "en": {
+        "evaluation": "evaluation", "comparison": "comparison", "step": "step", "suite": "suite", "summary": "Summary",
+        "families": "By ability", "tasks": "Tasks", "samples": "Right and wrong answers", "settings": "Settings",
+        "left_out": "What did not run, and why", "faults": "Known faults of the definitions",
+        "differs": "Where this differs from published figures", "task": "Task", "metric": "Metric", "value": "Value",
+        "interval": "95 % interval", "majority": "Majority", "chance": "Chance", "items": "Items", "of": "of",
+        "clusters": "groups", "shots": "Examples", "licence": "Licence", "data": "Data", "tokens": "Tokens run / plain",
+        "seconds": "Seconds", "cut": "Cut", "unfinished": "Unended", "filter": "Filter", "mean": "Mean", "name": "Name",
+        "not_comparable": "not comparable", "right": "right", "wrong": "wrong", "prompt": "Question (without examples)",
+        "answer": "Answer of the model", "none": "none", "difference": "Difference", "p": "p (Holm)",
+        "verdict": "What may be said", "visible": "Visible", "not_apart": "not told apart from the majority answer",
+        "baseline": "The line in a bar is what always giving the most frequent answer scores; whiskers are 95 % "
+        "intervals over items.",
+        "compared": "Paired item by item. Intervals are of each task alone; p values are of a randomisation test, "
+        "corrected for all rows by Holm's rule. Visible: the smallest difference that four of five would see.",
+        "sorted": "sort by", "other": "日本語",
+    },
+    "ja": {
+        "evaluation": "評価", "comparison": "比較", "step": "ステップ", "suite": "スイート", "summary": "要約",
+        "families": "能力別", "tasks": "タスク", "samples": "正答と誤答の例", "settings": "設定",
+        "left_out": "実行しなかったものとその理由", "faults": "定義の既知の欠陥",
+        "differs": "公表値と異なる点", "task": "タスク", "metric": "指標", "value": "値",
+        "interval": "95 % 区間", "majority": "最頻", "chance": "無作為", "items": "問題数", "of": "/",
+        "clusters": "群", "shots": "例示", "licence": "ライセンス", "data": "データ",
+        "tokens": "計算 / 素朴なトークン数", "seconds": "秒", "cut": "切り詰め", "unfinished": "未終了",
+        "filter": "絞り込み", "mean": "平均", "name": "名前",
+        "not_comparable": "比較できない", "right": "正", "wrong": "誤", "prompt": "問い（例示を除く）",
+        "answer": "モデルの答え", "none": "なし", "difference": "差", "p": "p（Holm）",
+        "verdict": "言えること", "visible": "検出限界", "not_apart": "最頻の答えと区別できない",
+        "baseline": "棒の中の線は、常に最頻の答えを返したときの値。ひげは問題についての 95 % 区間。",
+        "compared": "問題ごとに対応させた比較。区間は各タスク単独のもの。p 値は無作為化検定により、全行について Holm の"
+        "方法で補正した。検出限界は、五回に四回は見いだせる最小の差。",
+        "sorted": "並べ替え：", "other": "English",
+    },
+}  # fmt: skip

@@ -1,0 +1,176 @@
+"""The figures that a report and a card share, taken from a run record and from nothing else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmjp_train.checkpoint.listing import CheckpointInfo, committed
+from llmjp_train.config.derive import Derived
+from llmjp_train.errors import UserError
+from llmjp_train.runlog.reading import STARTS, Summary, config_values, step_rows, summary
+from llmjp_train.runlog.record import RunRecord
+
+Z95 = 1.96
+"""Standard errors in half of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a task."""
+
+    task: str
+    metric: str
+    value: float
+    half: float | None
+    """1.96 standard errors; none where there is no standard error."""
+    low: float | None
+    """Lower end of the 95 % interval as the evaluation states it (a Wilson interval for shares, say)."""
+    high: float | None
+    higher_is_better: bool
+    majority: float | None
+    """What always giving the most frequent answer scores; none for a task without choices."""
+    chance: float | None
+    items: int | None
+    items_in_all: int | None
+    licence: str
+    main: bool
+
+    @property
+    def told_apart(self) -> bool | None:
+        """Whether the interval excludes the majority baseline; none without one."""
+        if self.majority is None:
+            return None
+        if self.low is not None and self.high is not None:
+            return not self.low <= self.majority <= self.high
+        return None if self.half is None else abs(self.value - self.majority) > self.half
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A stored evaluation."""
+
+    name: str
+    step: int | None
+    suite: str
+    harness: str
+    scores: list[Score]
+    skipped: list[str]
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether it was made in training."""
+        return self.name.endswith("-in-loop")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run record, read."""
+
+    summary: Summary
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    rows: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    checkpoints: list[CheckpointInfo]
+    evaluations: list[Evaluation]
+
+    @property
+    def derived(self) -> Derived | None:
+        """Derived numbers; none when this version cannot read the configuration."""
+        return self.summary.derived
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Rows of optimizer steps."""
+        return step_rows(self.rows)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Starts, resumes and forks."""
+        return [event for event in self.events if event["kind"] in STARTS]
+
+    @property
+    def source_tokens(self) -> dict[str, int]:
+        """Target tokens that each source gave; empty unless every step was logged."""
+        found: dict[str, int] = {}
+        steps = self.steps
+        if not steps or [row["step"] for row in steps] != list(range(1, len(steps) + 1)):
+            return {}
+        for row in steps:
+            for name, figures in (row.get("sources") or {}).items():
+                found[name] = found.get(name, 0) + int(figures["tokens"])
+        return found
+
+    @property
+    def final_evaluations(self) -> list[Evaluation]:
+        """Evaluations beside the training, or else the newest one in it."""
+        beside = [found for found in self.evaluations if not found.in_loop]
+        return beside or self.evaluations[-1:]
+
+
+def facts(record: RunRecord) -> Facts:
+    """Read everything.
+
+    Raises:
+        UserError: config.yaml or another file of the record is damaged, or of a newer version.
+    """
+    found = summary(record)
+    evaluations = [evaluation(name, payload) for name, payload in record.read_evaluations().items()]
+    return Facts(
+        summary=found,
+        config=config_values(record),
+        config_text=record.config_text,
+        environment=record.read_json("environment.json"),
+        data=record.read_json("data.json"),
+        rows=record.read_metrics(),
+        events=record.read_events(),
+        checkpoints=committed(record.path),
+        evaluations=sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name)),
+    )
+
+
+def evaluation(name: str, payload: dict[str, Any]) -> Evaluation:
+    """A stored payload (evaluate/schema.py) as figures; the main metric of each task comes first.
+
+    Raises:
+        UserError: it is not such a payload.
+    """
+    scores = []
+    try:
+        for task, result in payload["tasks"].items():
+            main = result.get("main_metric") or next(iter(result["metric"]), "")
+            for metric in sorted(result["metric"], key=lambda key: key != main):
+                scores.append(_score(task, metric, result, main=metric == main))
+        return Evaluation(
+            name=name,
+            step=payload.get("step"),
+            suite=str(payload.get("suite") or ""),
+            harness=str(payload.get("harness") or ""),
+            scores=scores,
+            skipped=[str(reason) for reason in payload.get("skipped") or []],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"evaluations/{name}.json is damaged ({error!r}): remove it, or evaluate again"
+        ) from error
+
+
+def _score(task: str, metric: str, result: dict[str, Any], *, main: bool) -> Score:
+    figures = result["metric"][metric]
+    error = figures.get("stderr")
+    return Score(
+        task=task,
+        metric=metric,
+        value=float(figures["value"]),
+        half=None if error is None else Z95 * float(error),
+        low=figures.get("low"),
+        high=figures.get("high"),
+        higher_is_better=bool(figures.get("higher_is_better", True)),
+        majority=result.get("majority_baseline"),
+        chance=result.get("chance"),
+        items=result.get("items"),
+        items_in_all=result.get("items_in_all"),
+        licence=str(result.get("licence") or ""),
+        main=main,
+    )
