@@ -1,0 +1,204 @@
+"""`llmjp demo`: the whole path on a small model, by the same commands that a user types."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmjp_train import exit_codes
+from llmjp_train.errors import UserError
+
+SUMMARY = "the whole path in minutes: text, tokenizer, training, resume, evaluation, export, report"
+USES_CONFIG = False
+
+OWN = "llmjp-small-ja"
+PROMPT = "むかし、あるところに"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for all that is made (default: demo)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="length of the training (default: 240, or 480 with LLMJP_DATA)"
+    )
+    parser.add_argument(
+        "--own-corpus", action="store_true", help="use the project's own text even if LLMJP_DATA is set"
+    )
+    parser.add_argument("--force", action="store_true", help="remove what an earlier demo left in the folder")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+
+
+@dataclass
+class Demo:
+    """The demo's settings and the seconds that each part took."""
+
+    output: Path
+    steps: int
+    corpus: str
+    """Name of the corpus in the catalogue."""
+    dry_run: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def llmjp(self, title: str, *words: str, accept: tuple[int, ...] = (0,)) -> None:
+        """Run one `llmjp` command as a user would, its output passed through.
+
+        Raises:
+            UserError: it ended with another exit code.
+        """
+        process = self._start(title, words)
+        if process is None:
+            return
+        began = time.monotonic()
+        code = process.wait()
+        self.seconds[title] = time.monotonic() - began
+        if code not in accept:
+            raise UserError(
+                f"the demo's part '{title}' ended with exit code {code}; its output above says why"
+            )
+
+    def stopped_half_way(self, title: str, *words: str, run: Path, step: int) -> None:
+        """Run `llmjp train` and send SIGTERM once ``step`` steps are logged, as a scheduler would."""
+        process = self._start(title, words)
+        if process is None:
+            return
+        began = time.monotonic()
+        while process.poll() is None and _last_step(run) < step:
+            time.sleep(0.1)
+        if process.poll() is None:
+            print(f"-- SIGTERM after step {_last_step(run)}", flush=True)
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+        self.seconds[title] = time.monotonic() - began
+        if code != exit_codes.STOPPED:
+            raise UserError(
+                f"the demo's part '{title}' ended with exit code {code}, not {exit_codes.STOPPED}, "
+                "which says that it stopped with everything saved"
+            )
+
+    def _start(self, title: str, words: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+        print(f"\n== {title}\n$ llmjp {shlex.join(words)}", flush=True)
+        if self.dry_run:
+            return None
+        return subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words])
+
+
+def _last_step(run: Path) -> int:
+    """Newest step of the run's metrics; 0 before the first."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            return int(json.loads(line).get("step") or 0)
+        except json.JSONDecodeError:
+            continue  # the line is being written just now
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the tokenizer, the data, the model, its evaluation, its export and its report."""
+    out: Path = args.output
+    if out.exists() and any(out.iterdir()) and not args.dry_run:
+        if not args.force:
+            raise UserError(f"{out} is not empty: take another --output, or --force to remove what is in it")
+        _clear(out)
+    corpus = OWN if args.own_corpus or not os.environ.get("LLMJP_DATA") else "aozora"
+    steps = args.steps or (240 if corpus == OWN else 480)
+    demo = Demo(out, steps, corpus, args.dry_run)
+    began = time.monotonic()
+    _path(demo)
+    if not args.dry_run:
+        _summary(demo, time.monotonic() - began)
+    return exit_codes.OK
+
+
+def _clear(out: Path) -> None:
+    import shutil
+
+    known = {"text", "tokenizer", "data", "run", "model", "report.html"}
+    strange = [path.name for path in out.iterdir() if path.name not in known]
+    if strange:
+        raise UserError(f"{out} holds {', '.join(sorted(strange))}, which no demo made: nothing was removed")
+    shutil.rmtree(out)
+
+
+def _path(demo: Demo) -> None:
+    out, steps = demo.output, demo.steps
+    text = demo.corpus
+    size = 1536 if text == OWN else 4096  # a small text has few words that come often
+    run, model = str(out / "run"), str(out / "model")
+    demo.llmjp(
+        "a tokenizer from the text",
+        "tokenizer",
+        "train",
+        f"input=[{text}]",
+        f"output={out}/tokenizer",
+        f"vocab_size={size}",
+        "character_coverage=0.98" if demo.corpus == OWN else "character_coverage=0.995",
+    )
+    demo.llmjp(
+        "text to token files",
+        "prepare",
+        f"input=[{text}]",
+        f"output={out}/data",
+        f"tokenizer.path={out}/tokenizer",
+        f"validation_share={0.08 if text == OWN else 0.02}",
+    )
+    overrides = [
+        "experiment=tiny-cpu",
+        f"run_dir={run}",
+        f"tokenizer.path={out}/tokenizer",
+        f"data.sources.small.path={out}/data",
+        f"schedule.length={steps}",
+        f"model.vocab_size={size}",
+        "evaluation.stop_at_best=3",
+    ]
+    demo.llmjp("what would be trained", "train", *overrides, "--dry-run")
+    demo.stopped_half_way(
+        "training on one process, stopped half way", "train", *overrides, run=out / "run", step=steps // 2
+    )
+    demo.llmjp(
+        "going on with two processes and another ZeRO stage",
+        "train",
+        run,
+        "parallel.data=2",
+        "parallel.zero=2",
+        "batch.micro_batch=2",
+    )
+    demo.llmjp("evaluation", "evaluate", run, "suite=demo")
+    demo.llmjp("export to Hugging Face format", "export", run, "--out", model)
+    demo.llmjp("text from the exported model", "generate", model, PROMPT, "--max-tokens", "40")
+    demo.llmjp("report and model card", "report", run, "--out", str(out / "report.html"))
+
+
+def _summary(demo: Demo, seconds: float) -> None:
+    from llmjp_train.data.unigram import unigram_cross_entropy
+    from llmjp_train.runlog.record import RunRecord
+
+    out = demo.output
+    rows = [row["validation"]["loss"] for row in RunRecord(out / "run").read_metrics() if "validation" in row]
+    unigram = unigram_cross_entropy(out / "data" / "train", out / "data" / "validation")
+    print(f"\n== made in {seconds:.0f} s")
+    for title, value in demo.seconds.items():
+        print(f"  {value:5.0f} s  {title}")
+    print(
+        f"validation loss {min(rows):.3f} nats a token at its best; a unigram fitted on the training text has "
+        f"{unigram:.3f}: {unigram - min(rows):.3f} better"
+    )
+    for name, what in (
+        ("tokenizer", "the tokenizer"),
+        ("data", "token files and their manifest"),
+        ("run", "the run: configuration, metrics, events, checkpoints, evaluations"),
+        ("model", "the model in Hugging Face format with its parity certificate"),
+        ("report.html", "the report: open it in a browser"),
+        ("run/README.en.md", "the model card, in Japanese beside it"),
+    ):
+        print(f"  {out / name}: {what}")

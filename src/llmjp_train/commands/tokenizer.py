@@ -1,0 +1,128 @@
+"""`llmjp tokenizer`: train one, look at one, or check that one fits a model and data."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from llmjp_train import exit_codes
+from llmjp_train.errors import UserError
+
+SUMMARY = "train a tokenizer on your text (seconds), look at one, or check that it fits"
+USES_CONFIG = True
+
+EXAMPLE = "吾輩は猫である。\n名前はまだ無い。"
+HARD = (
+    EXAMPLE,
+    "  字下げ\n\n\t表 ＡＢＣ①",
+    "e\u0301 が か\u3099",
+    "😀👨\u200d👩\u200d👧 𠮷野家",
+    "x = {'a': 10}\n",
+)
+"""Texts that a tokenizer for Japanese should give back as they are."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command."""
+    parser.add_argument(
+        "action", choices=("train", "show", "check"), help="train input=[…] output=FOLDER vocab_size=4096"
+    )
+    parser.add_argument(
+        "tokenizer", nargs="?", help="show, check: a folder, a .model file, or a catalogue name"
+    )
+    parser.add_argument("--text", default=EXAMPLE, help="show: text to split")
+    parser.add_argument("--vocab-size", type=int, help="check: number of ids that the model has")
+    parser.add_argument("--data", type=Path, help="check: folder written by 'llmjp prepare'")
+
+
+def configuration(args: argparse.Namespace) -> Any:
+    """The composed configuration of `train`."""
+    from llmjp_train.config.compose import compose
+
+    return compose("tokenizer_train", args.overrides, args.config_dir)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, show or check."""
+    if args.action != "train":
+        return _show(args) if args.action == "show" else _check(args)
+    if args.tokenizer:
+        raise UserError(f"llmjp tokenizer train takes overrides only, not '{args.tokenizer}': output=FOLDER")
+    return _train(configuration(args))
+
+
+def _train(config: Any) -> int:
+    import sys
+
+    from llmjp_train.config.data import TokenizerConfig
+    from llmjp_train.data.reading import find_files, texts
+    from llmjp_train.data.sentencepieces import sample, train_unigram
+    from llmjp_train.data.tokenizers import load_tokenizer
+
+    out = Path(config.output)
+    if (out / "tokenizer.json").exists():
+        raise UserError(f"{out} holds a tokenizer already: choose another output, or remove it")
+    malformed: list[str] = []
+    found = texts(find_files(config.input), config.text_key, malformed.append)
+    chosen = sample(found, int(config.max_mb * 1e6), config.seed)
+    for line in malformed[:5]:
+        print(f"malformed, left out: {line}", file=sys.stderr)
+    hf = train_unigram(chosen, config.vocab_size, config.character_coverage, config.max_piece)
+    out.mkdir(parents=True, exist_ok=True)
+    hf.save_pretrained(str(out))
+    tokenizer = load_tokenizer(TokenizerConfig(name=out.name, path=str(out)))
+    size = sum(len(text.encode()) for text in chosen)
+    tokens = sum(map(len, tokenizer.encode_many(chosen)))
+    print(
+        f"{tokenizer.vocab_size:,} ids in {out}, from {size / 1e6:.1f} MB: {size / tokens:.2f} bytes a token"
+    )
+    return exit_codes.OK
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from llmjp_train.config.data import TokenizerConfig
+    from llmjp_train.data.tokenizers import load_tokenizer
+
+    if not args.tokenizer:
+        raise UserError(f"name a tokenizer: llmjp tokenizer {args.action} FOLDER|FILE.model|NAME")
+    path = args.tokenizer if Path(args.tokenizer).exists() else ""
+    return load_tokenizer(TokenizerConfig(name=args.tokenizer, path=path))
+
+
+def _show(args: argparse.Namespace) -> int:
+    tokenizer = _load(args)
+    ids = tokenizer.encode(args.text)
+    back = tokenizer.decode(ids)
+    pieces = tokenizer.hf.convert_ids_to_tokens(ids)
+    print(f"ids              {tokenizer.vocab_size:,}")
+    print(f"end of document  {tokenizer.eod_id} ({tokenizer.hf.convert_ids_to_tokens(tokenizer.eod_id)})")
+    print(f"beginning        {tokenizer.bos_id}")
+    print(f"padding          {tokenizer.pad_id}")
+    print(f"its encode()     {tokenizer.habit()}; training and evaluation here add nothing unasked")
+    print(f"fingerprint      {tokenizer.fingerprint}")
+    print(f"the text         {len(ids)} tokens: {' '.join(map(repr, pieces))}")
+    print(f"round trip       {'exact' if back == args.text else f'NOT exact: {back!r}'}")
+    return exit_codes.OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from llmjp_train.data.manifest import manifest_of
+    from llmjp_train.data.tokenizers import check_special_tokens
+
+    tokenizer = _load(args)
+    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in HARD}
+    wrong = [f"{text!r} comes back as {found!r}" for text, found in back.items() if found != text]
+    if args.vocab_size is not None:
+        check_special_tokens(tokenizer, args.vocab_size)
+    if args.data is not None:
+        made = manifest_of(args.data)
+        if made is None:
+            raise UserError(f"{args.data} has no manifest: nothing tells which tokenizer made it")
+        if made["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+            wrong.append(f"{args.data} was made with another: {made['tokenizer']['name']}")
+    for line in wrong:
+        print(f"wrong: {line}")
+    if not wrong:
+        print(
+            "round trips are exact, special tokens fit" + (", and the data are its own" if args.data else "")
+        )
+    return exit_codes.FAILED if wrong else exit_codes.OK

@@ -1,0 +1,157 @@
+"""One rank of a training run: puts the rooms together and runs the loop.
+
+Also `python -m llmjp_train.commands.train_rank CONFIG`, which is how ranks on one machine are started.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmjp_train import exit_codes
+from llmjp_train.config.root import TrainConfig
+from llmjp_train.errors import UserError
+from llmjp_train.train.stops import Stops
+
+
+def main() -> int:
+    """Entry point of a rank with a resolved configuration."""
+    stops = Stops().install()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--takeover", action="store_true")
+    args = parser.parse_args()
+    from llmjp_train.config.compose import load_config
+
+    try:
+        return train_rank(load_config(args.config), stops, takeover=args.takeover)
+    except UserError as error:
+        print(f"llmjp train: {error}", file=sys.stderr)
+        return exit_codes.BAD_INPUT
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def train_rank(config: TrainConfig, stops: Stops, *, takeover: bool = False) -> int:
+    """Train as the rank that the launcher says this is; the exit code."""
+    from llmjp_train.launch.local import pin
+    from llmjp_train.parallel.world import world
+
+    pin()
+    import torch
+
+    from llmjp_train.config.machine import Device
+    from llmjp_train.parallel import layout as layouts
+
+    cuda = config.cluster.device is Device.cuda
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            f"cluster {config.cluster.name} has CUDA devices, but this machine shows none; use cluster=local"
+        )
+    layout = layouts.start(config.parallel, world(), cuda=cuda)
+    try:
+        return _with_lease(config, stops, layout, takeover)
+    finally:
+        layouts.stop()
+
+
+def _with_lease(config: TrainConfig, stops: Stops, layout: Any, takeover: bool) -> int:
+    """The leader takes the run directory; the others hear whether it could. Nothing is written there before."""
+    from llmjp_train.runlog.lease import Lease, LeaseLostError
+    from llmjp_train.runlog.record import RunRecord
+
+    record = RunRecord(Path(config.run_dir))
+    lease, refusal = None, ""
+    if layout.leader:
+        try:
+            lease = Lease.acquire(record.path, takeover=takeover)
+        except UserError as error:
+            refusal = str(error)
+    refusal, epoch = layout.from_leader((refusal, lease.epoch if lease else 0))
+    if refusal:
+        if layout.leader:
+            raise UserError(refusal)
+        return exit_codes.BAD_INPUT
+    stops.watch(record.path if layout.leader else None, config.time_limit)
+    try:
+        return _run(config, stops, layout, record, lease, epoch)
+    except LeaseLostError as error:
+        print(f"llmjp train: {error}", file=sys.stderr, flush=True)
+        return exit_codes.FAILED
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+def _run(config: TrainConfig, stops: Stops, layout: Any, record: Any, lease: Any, epoch: int) -> int:
+    from llmjp_train.runlog.lease import LeaseLostError
+    from llmjp_train.train.loop import Outcome, train
+    from llmjp_train.train.setup import hooks, prepare_run
+
+    run = prepare_run(config, layout, record, stops, lease, epoch)
+    evaluation = _in_loop_evaluation(run) if config.evaluation.every else None
+    try:
+        outcome = train(run, hooks(run, evaluation))
+    except LeaseLostError:
+        raise  # the record has another writer now
+    except Exception as error:
+        if layout.leader:
+            told = f"{type(error).__name__}: {error}"
+            record.event("stop", step=run.step, reason=told, outcome="failed")
+        raise
+    asked = next((reason for reason in layout.gather(stops.reason) if reason), "")
+    if layout.leader:
+        kind = {Outcome.finished: "end", Outcome.stopped: "stop", Outcome.unhealthy: "stop"}[outcome]
+        reason = run.ended or (asked if outcome is Outcome.stopped else outcome.value)
+        record.event(kind, step=run.step, reason=reason, outcome=outcome.value)
+        print(f"{outcome.value} at step {run.step}/{run.schedule.total_steps}: {reason}", flush=True)
+        if outcome is Outcome.stopped:
+            print(f"go on with: llmjp train {record.path}", flush=True)
+    layout.barrier()
+    run.engine.close()
+    if run.unsaved:
+        if layout.leader:
+            print(
+                f"llmjp train: the last checkpoint could not be saved: {run.unsaved}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return exit_codes.FAILED
+    codes = {
+        Outcome.finished: exit_codes.OK,
+        Outcome.stopped: exit_codes.STOPPED,
+        Outcome.unhealthy: exit_codes.UNHEALTHY,
+    }
+    return codes[outcome]
+
+
+def _in_loop_evaluation(run: Any) -> Any:
+    """Likelihood tasks on the training ranks."""
+    from llmjp_train.data.tokenizers import load_tokenizer
+    from llmjp_train.evaluate.in_loop import in_loop
+    from llmjp_train.train.hooks import InterruptedEvaluationError
+
+    def score(batch: Any) -> Any:
+        if run.interrupted():
+            raise InterruptedEvaluationError
+        return -run.engine.token_nll(batch)
+
+    settings = run.config.evaluation
+    return in_loop(
+        load_tokenizer(run.config.tokenizer),
+        score,
+        max_length=run.config.model.max_positions,
+        suite=settings.suite,
+        tasks=settings.tasks,
+        num_fewshot=settings.num_fewshot,
+        limit=settings.limit,
+        batch_size=settings.batch_size,
+        rank=run.layout.data_rank,
+        ranks=run.layout.data,
+        group=run.layout.data_group,
+        model=run.config.name,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""How far a layout may be from one process. docs/decisions/0005 derives the bounds."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llmjp_train.config.training import OptimizerConfig
+from llmjp_train.verify.measure import Measurement
+
+LOSS = 1e-6
+"""fp32: relative difference of a step's loss."""
+NORM = 1e-5
+"""fp32: relative difference of a step's gradient norm."""
+GRADIENT = 2e-5
+"""fp32: difference of a gradient's element, relative to the largest of its tensor."""
+FLOOR = 1e-6
+"""fp32: the same, relative to the largest of the model: what cancels to zero is rounding noise of what does not."""
+BF16 = 4.0
+"""bf16: times the distance of the reference from itself in another order of reduction."""
+
+
+@dataclass
+class Verdict:
+    """A layout's distance from the reference, as shares of what is allowed: up to 1 is equal."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    gradient: float = 0.0
+    weight: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    """What lies outside, in the order of computation: step, figure or parameter."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing lies outside."""
+        return not self.failures
+
+    def note(self, kind: str, share: float, what: str) -> None:
+        """Take a distance; NaN lies outside."""
+        share = math.inf if math.isnan(share) else share
+        setattr(self, kind, max(getattr(self, kind), share))
+        if share > 1:
+            self.failures.append(f"{what}: {share:.3g} times what is allowed")
+
+
+def compare(
+    found: Measurement,
+    reference: Measurement,
+    settings: OptimizerConfig,
+    other: Measurement | None = None,
+) -> Verdict:
+    """Compare a layout with one process.
+
+    Args:
+        other: the reference in another order of reduction, whose distance is the unit; none: fp32's bounds.
+    """
+    verdict = Verdict()
+    order = [f"initial weights: {name}" for name in reference.initial if name not in found.initial]
+    for name, value in reference.initial.items():
+        if name in found.initial and not torch.equal(found.initial[name], value):
+            order.append(f"initial weights: {name} differs")
+    verdict.failures += order
+    _figures(verdict, found, reference, other, first=True)
+    if other is None:
+        _gradients(verdict, found, reference)
+    else:
+        _relative(verdict, "gradient", found.gradients, reference.gradients, other.gradients)
+    _figures(verdict, found, reference, other, first=False)
+    if other is None:
+        _weights(verdict, found, reference, settings)
+    else:
+        moved = {
+            kind: {name: value - which.initial[name] for name, value in which.weights.items()}
+            for kind, which in (("found", found), ("reference", reference), ("other", other))
+            if which.initial
+        }
+        _relative(verdict, "weight", moved["found"], moved["reference"], moved["other"])
+    return verdict
+
+
+def _figures(
+    verdict: Verdict, found: Measurement, reference: Measurement, other: Measurement | None, *, first: bool
+) -> None:
+    """Losses and norms: of the first step, or of those after it."""
+    for kind, allowed in (("losses", LOSS), ("norms", NORM)):
+        mine, theirs = getattr(found, kind), getattr(reference, kind)
+        steps = range(1) if first else range(1, len(theirs))
+        if other is not None:
+            # One step may agree by chance: the distance over all steps is the unit.
+            noise = max(abs(a - b) / abs(b) for a, b in zip(getattr(other, kind), theirs, strict=True))
+            allowed = BF16 * max(noise, 1e-4)
+        for step in steps:
+            share = abs(mine[step] - theirs[step]) / (allowed * abs(theirs[step]))
+            word = {"losses": "loss", "norms": "norm"}[kind]
+            verdict.note(word, share, f"step {step + 1}: {'gradient ' * (word == 'norm')}{word}")
+
+
+def gradient_bounds(reference: Measurement) -> dict[str, float]:
+    """Largest allowed difference of an element of each gradient."""
+    largest = {name: float(value.abs().max()) for name, value in reference.gradients.items()}
+    floor = FLOOR * max(largest.values())
+    return {name: GRADIENT * value + floor for name, value in largest.items()}
+
+
+def _gradients(verdict: Verdict, found: Measurement, reference: Measurement) -> None:
+    for name, allowed in gradient_bounds(reference).items():
+        if name not in found.gradients:
+            verdict.note("gradient", math.inf, f"step 1: gradient of {name} is missing")
+            continue
+        share = float((found.gradients[name] - reference.gradients[name]).abs().max()) / allowed
+        verdict.note("gradient", share, f"step 1: gradient of {name}")
+
+
+def _weights(verdict: Verdict, found: Measurement, reference: Measurement, settings: OptimizerConfig) -> None:
+    """|difference| <= sum over steps of lr * min(2 c, (1 + c) dg / (sqrt(v) + eps))."""
+    momentum = momentum_bound(settings.beta1, settings.beta2)
+    for name, gradient in gradient_bounds(reference).items():
+        if name not in found.weights:
+            verdict.note("weight", math.inf, f"step {len(reference.losses)}: {name} is missing")
+            continue
+        allowed = torch.full_like(reference.weights[name], 0.0)
+        for squares in reference.squares:
+            update = (1 + momentum) * gradient / (squares[name].sqrt() + settings.eps)
+            allowed += settings.lr * update.clamp(max=2 * momentum)
+        # Each step also rounds the weight itself, in both.
+        allowed += len(reference.losses) * 2**-22 * reference.weights[name].abs()
+        share = float(
+            ((found.weights[name] - reference.weights[name]).abs() / allowed.clamp(min=1e-12)).max()
+        )
+        verdict.note("weight", share, f"step {len(reference.losses)}: weight {name}")
+
+
+def momentum_bound(beta1: float, beta2: float) -> float:
+    """Largest |m| / sqrt(v) of Adam (Cauchy-Schwarz over the two exponential means)."""
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
+
+
+def _relative(
+    verdict: Verdict,
+    kind: str,
+    found: dict[str, Tensor],
+    reference: dict[str, Tensor],
+    other: dict[str, Tensor],
+) -> None:
+    """Distance of each tensor in the 2-norm, in units of the distance that another order makes."""
+    noise = {name: _distance(other[name], value) for name, value in reference.items()}
+    # Another layout's noise falls on other tensors than the reference's own: nine tenths of them are the measure.
+    usual = sorted(noise.values())[9 * len(noise) // 10]
+    for name, value in reference.items():
+        share = (
+            _distance(found[name], value) / (BF16 * max(noise[name], usual, 1e-6))
+            if name in found
+            else math.inf
+        )
+        verdict.note(kind, share, f"{kind} of {name}")
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
+    return float((left - right).norm() / right.norm().clamp(min=1e-30))
