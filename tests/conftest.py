@@ -1,0 +1,115 @@
+"""Settings that every test shares: the CPU accelerator, no network, and where the shared data lie."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.toy import sentences, write_jsonl
+from hypothesis import HealthCheck, settings
+
+from llmjp_train.config.data import TokenizerConfig
+from llmjp_train.config.prepare import PrepareConfig
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A busy machine draws slowly: that is no fault of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+ROOT = Path(__file__).parent.parent
+_SHARED = ROOT.parent / "shared" / "data"
+if "LLMJP_DATA" not in os.environ and _SHARED.is_dir():
+    os.environ["LLMJP_DATA"] = str(_SHARED)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def llmjp_data() -> Path:
+    """Folder of real corpora, tokenizers and benchmarks; tests that need it are skipped without it, CI has it."""
+    value = os.environ.get("LLMJP_DATA")
+    if not value:
+        if os.environ.get("LLMJP_CI"):
+            pytest.fail("CI runs with LLMJP_DATA set")
+        pytest.skip("LLMJP_DATA is not set: no real corpora here (docs/data.md says where they come from)")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """200 documents of different lengths."""
+    return [sentences(seed, 1 + seed % 13) for seed in range(200)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A tokenizer of 400 ids in Hugging Face form."""
+    from llmjp_train.data.sentencepieces import train_unigram
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "toy"
+    folder.mkdir()
+    train_unigram(texts, 400, 0.999).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Any:
+    """The same, loaded."""
+    from llmjp_train.data.tokenizers import load_tokenizer
+
+    return load_tokenizer(TokenizerConfig(name="toy", path=str(tokenizer_folder)))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """The documents as JSON lines."""
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "small.jsonl", texts)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer_folder: Path) -> Path:
+    """The documents as token files."""
+    from llmjp_train.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "small"
+    tokenizer = TokenizerConfig(name="toy", path=str(tokenizer_folder))
+    prepare(
+        PrepareConfig(
+            input=[str(corpus)], output=str(out), tokenizer=tokenizer, workers=1, validation_share=0.1
+        )
+    )
+    return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a given size, e.g. "3m"."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            if os.environ.get("LLMJP_CI"):
+                pytest.fail(f"CI must be able to mount a small disk: {done.stderr}")
+            pytest.skip("only root can mount the small disk that this test fills")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,132 @@
+"""`llmjp prepare`, `llmjp data` and `llmjp tokenizer` as the command line calls them."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmjp_train.errors import UserError
+
+
+def llmjp(command: str, *words: str) -> int:
+    """Run a command as cli does: overrides apart from flags."""
+    module = importlib.import_module(f"llmjp_train.commands.{command}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    args = parser.parse_args([word for word in words if word not in overrides])
+    args.overrides, args.config_dir, args.cfg = overrides, None, False
+    return int(module.run(args))
+
+
+@pytest.mark.parametrize("command", ["prepare", "data", "tokenizer"])
+def test_commands_are_light_to_import(command: str) -> None:
+    code = (
+        f"import sys, llmjp_train.commands.{command} as c; assert c.SUMMARY and c.USES_CONFIG in (0, 1);"
+        "print([m for m in ('torch', 'numpy', 'hydra', 'transformers', 'yaml', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_text_to_token_files(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        f"input=[{corpus}]",
+        f"output={tmp_path / 'out'}",
+        f"tokenizer.path={tokenizer_folder}",
+        "workers=1",
+    ]
+    assert llmjp("prepare", *words, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "400 ids, end of document 2" in said
+    assert "bytes a token" in said
+    assert not (tmp_path / "out").exists()
+    assert llmjp("prepare", *words) == 0
+    assert "train: 19" in capsys.readouterr().out
+    assert llmjp("prepare", *words, "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)
+
+    assert llmjp("data", "show", str(tmp_path / "out"), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [part["tokens"] for part in shown] == [
+        manifest["train"]["tokens"],
+        manifest["validation"]["tokens"],
+    ]
+    assert llmjp("data", "show", str(tmp_path / "out" / "train.bin")) == 0
+    assert f"{manifest['train']['tokens']:,}" in capsys.readouterr().out
+
+    assert llmjp("data", "verify", str(tmp_path / "out")) == 0
+    assert capsys.readouterr().out.count("sound") == 2
+    with (tmp_path / "out" / "validation.bin").open("r+b") as file:
+        file.write(b"\xff\xff")
+    assert llmjp("data", "verify", str(tmp_path / "out")) == 1
+    said = capsys.readouterr().out
+    assert "an id is 65535, but the tokenizer has 400" in said
+    assert "the sha256 of validation.bin is not the manifest's" in said
+
+
+def test_malformed_lines_are_reported_at_the_end(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(corpus.read_text(encoding="utf-8") + "{\n", encoding="utf-8")
+    words = [
+        f"input=[{path}]",
+        f"output={tmp_path / 'out'}",
+        f"tokenizer.path={tokenizer_folder}",
+        "workers=1",
+    ]
+    assert llmjp("prepare", *words, "max_malformed=0.1") == 0
+    said = capsys.readouterr().out
+    assert "malformed and left out: 1 of 201 records" in said
+    assert f"{path}:201: no JSON" in said
+
+
+def test_a_tokenizer_is_trained_shown_and_checked(
+    corpus: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokenizer"
+    assert llmjp("tokenizer", "train", f"input=[{corpus}]", f"output={out}", "vocab_size=380") == 0
+    assert "380 ids in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a tokenizer already"):
+        llmjp("tokenizer", "train", f"input=[{corpus}]", f"output={out}", "vocab_size=380")
+    assert llmjp("tokenizer", "show", str(out), "--text", " 春が\n来る") == 0
+    said = capsys.readouterr().out
+    assert "round trip       exact" in said
+    assert "adds nothing" in said
+    assert llmjp("tokenizer", "check", str(out), "--vocab-size", "512") == 0
+    with pytest.raises(UserError, match="has 380 ids"):
+        llmjp("tokenizer", "check", str(out), "--vocab-size", "100")
+    assert llmjp("tokenizer", "check", str(out), "--data", str(prepared)) == 1
+    assert "was made with another: toy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_trained_on_a_real_corpus_by_name(
+    llmjp_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokenizer"
+    assert llmjp("tokenizer", "train", "input=[wikipedia-leads]", f"output={out}", "vocab_size=4096") == 0
+    assert "4,096 ids in" in capsys.readouterr().out
+    assert llmjp("tokenizer", "check", str(out), "--vocab-size", "4096") == 0
+    assert "round trips are exact" in capsys.readouterr().out
+
+
+def test_the_catalogue_is_listed_and_had(llmjp_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert llmjp("data", "list", "--root", str(llmjp_data)) == 0
+    said = capsys.readouterr().out
+    assert "jcommonsenseqa" in said
+    assert "CC BY-SA 4.0" in said
+    assert llmjp("data", "list", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["aozora"]["here"] is True
+    assert llmjp("data", "get", "aozora") == 0
+    assert "licence: public domain" in capsys.readouterr().out
+    with pytest.raises(UserError, match="llmjp data get needs a name"):
+        llmjp("data", "get")

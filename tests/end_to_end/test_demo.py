@@ -1,0 +1,92 @@
+"""The demo as `make demo` runs it, on the project's own text and on real text."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmjp_train.runlog.record import RunRecord
+
+BETTER_THAN_UNIGRAM = 0.5
+
+
+def demo(folder: Path, data: Path | None) -> str:
+    env = {key: value for key, value in os.environ.items() if key not in ("LLMJP_DATA", "OMP_NUM_THREADS")}
+    if data is not None:
+        env["LLMJP_DATA"] = str(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmjp_train.cli", "demo", "--output", str(folder)],
+        env=env, capture_output=True, text=True, timeout=800,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def check(folder: Path, out: str) -> None:
+    """What the demo promises."""
+    record = RunRecord(folder / "run")
+    events = record.read_events()
+    starts = [event for event in events if event["kind"] in ("start", "resume")]
+    assert [(e["layout"]["ranks"], e["layout"]["zero"]) for e in starts] == [(1, 1), (2, 2)]
+    stop = next(event for event in events if event["kind"] == "stop")
+    assert stop["reason"] == "SIGTERM"
+    assert starts[1]["step"] == stop["step"] > 0
+    assert events[-1]["kind"] in ("end", "evaluation")
+    match = re.search(
+        r"validation loss ([\d.]+) nats a token at its best; .* has ([\d.]+): ([\d.]+) better", out
+    )
+    assert match is not None
+    assert float(match.group(3)) >= BETTER_THAN_UNIGRAM
+    best = min(row["validation"]["loss"] for row in record.read_metrics() if "validation" in row)
+    assert float(match.group(1)) == pytest.approx(best, abs=1e-3)
+    parity = json.loads((folder / "model" / "parity.json").read_text())
+    assert parity["passed"] is True
+    assert parity["level"] == "whole"
+    assert record.read_evaluations()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "own_reading" in page
+    for card in ("README.en.md", "README.ja.md"):
+        assert f"{best:.3f}" in (folder / "run" / card).read_text(encoding="utf-8")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_on_the_projects_own_text(tmp_path: Path) -> None:
+    out = demo(tmp_path / "demo", None)
+    check(tmp_path / "demo", out)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_on_real_text_with_a_benchmark(tmp_path: Path, llmjp_data: Path) -> None:
+    out = demo(tmp_path / "demo", llmjp_data)
+    check(tmp_path / "demo", out)
+    (payload,) = RunRecord(tmp_path / "demo" / "run").read_evaluations().values()
+    assert payload["tasks"]["jcommonsenseqa"]["items"] == 100
+
+
+def test_a_folder_with_something_else_in_it_is_never_cleared(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for flags in ([], ["--force"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "llmjp_train.cli", "demo", "--output", str(tmp_path), *flags],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert str(tmp_path) in done.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llmjp_train.cli", "demo", "--output", str(tmp_path / "demo"), "--dry-run"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    for command in ("tokenizer train", "prepare", "train", "evaluate", "export", "generate", "report"):
+        assert f"$ llmjp {command}" in done.stdout
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,93 @@
+"""Whole training runs on forked ranks, with faults put in where a test wants them."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.ranks import run_ranks
+
+from llmjp_train.checkpoint.listing import committed
+from llmjp_train.checkpoint.store import CheckpointReader
+from llmjp_train.runlog.record import RunRecord
+
+
+def rank_main(
+    rank: int,
+    world: int,
+    config: Any,
+    stop_after: int = 0,
+    number: int = signal.SIGTERM,
+    inject: Callable[[int, Any], None] | None = None,
+) -> Any:
+    """Train as one rank: its exit code, or the text of a user error.
+
+    A signal comes to rank ``world - 1`` once ``stop_after`` steps are logged; ``inject`` is called with
+    the rank and the configuration before anything else.
+    """
+    from llmjp_train.commands.train_rank import train_rank
+    from llmjp_train.errors import UserError
+    from llmjp_train.train.stops import Stops
+
+    stops = Stops().install()
+    if inject is not None:
+        inject(rank, config)
+    if stop_after and rank == world - 1:
+        watcher = threading.Thread(
+            target=_signal_at, args=(Path(config.run_dir), stop_after, number), daemon=True
+        )
+        watcher.start()
+    try:
+        return train_rank(config, stops)
+    except UserError as error:
+        return str(error)
+
+
+def _signal_at(run_dir: Path, step: int, number: int) -> None:
+    while True:
+        rows = RunRecord(run_dir).read_metrics() if (run_dir / "metrics.jsonl").exists() else []
+        if rows and rows[-1]["step"] >= step:
+            os.kill(os.getpid(), number)
+            return
+        time.sleep(0.001)
+
+
+def composed(overrides: list[str]) -> Any:
+    """Once in the parent, as `llmjp train` does, and not by each rank."""
+    from llmjp_train.config.compose import compose
+
+    return compose("train", overrides)
+
+
+def train(
+    world: int,
+    overrides: list[str],
+    stop_after: int = 0,
+    number: int = signal.SIGTERM,
+    inject: Callable[[int, Any], None] | None = None,
+) -> list[Any]:
+    """Exit code, or error text, of each rank; those beyond what the layout says share the batch."""
+    config = composed(overrides)
+    config.parallel.data = world // (config.parallel.tensor * config.parallel.pipeline)
+    return run_ranks(rank_main, world, config, stop_after, number, inject, timeout=240)
+
+
+def state(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint."""
+    info = next(info for info in committed(run_dir) if info.step == step)
+    reader = CheckpointReader(info.path)
+    return {name: reader.read(name) for name in reader.names()}
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of every step that counts."""
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in RunRecord(run_dir).read_metrics() if "loss" in r]
+
+
+def events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
+    """Events, of one kind or all."""
+    return [event for event in RunRecord(run_dir).read_events() if not kind or event["kind"] == kind]

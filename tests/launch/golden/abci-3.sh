@@ -1,0 +1,67 @@
+#!/bin/bash
+#PBS -N a
+#PBS -l select=2:mpiprocs=8
+#PBS -l walltime=24:00:00
+#PBS -q rt_HF
+#PBS -j oe
+#PBS -o /dev/null
+#PBS -v USE_SSH=1
+
+set -euo pipefail
+job=/data/runs/a/jobs/0001
+# A log of our own, since some schedulers show theirs only after the end.
+exec >>"$job/log.txt" 2>&1 </dev/null
+cd -- /home/me
+set +u; source /etc/profile.d/modules.sh; set -u
+module load cuda/12.6/12.6.1
+module load cudnn/9.5/9.5.1
+module load nccl/2.25/2.25.1-1
+module load hpcx/2.20
+python=(/env/bin/python)
+export PYTHONPATH="$job/code/src${PYTHONPATH:+:$PYTHONPATH}"
+LLMJP_BEGAN="$(date +%s)"
+export LLMJP_BEGAN
+
+launch() {
+    # The file names a host once for each of its mpiprocs.
+    sort -u "$PBS_NODEFILE" >"$job/hosts-$LLMJP_ATTEMPT"
+    exec mpirun -np 2 --npernode 1 --hostfile "$job/hosts-$LLMJP_ATTEMPT" \
+        -bind-to none -mca orte_abort_on_non_zero_status 0 \
+        -x PATH -x LD_LIBRARY_PATH -x PYTHONPATH -x LLMJP_ATTEMPT -x LLMJP_BEGAN \
+        "${python[@]}" -m llmjp_train.commands.train_node "$job"
+}
+
+
+arbiter() { "${python[@]}" -m llmjp_train.launch.arbiter "$@"; }
+
+# Signals reach this shell too: pass them on, and start nothing new after one.
+child=""
+asked=""
+forward() {
+    asked="$1"
+    if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; fi
+}
+trap 'forward TERM' TERM
+trap 'forward USR1' USR1 USR2
+
+while true; do
+    # A name for this attempt that all nodes share; 3: there is nothing to do any more.
+    code=0
+    LLMJP_ATTEMPT="$(arbiter begin "$job")" || code=$?
+    if [ "$code" -eq 3 ]; then exit 0; fi
+    if [ "$code" -ne 0 ]; then exit "$code"; fi
+    export LLMJP_ATTEMPT
+    launch &
+    child=$!
+    while true; do
+        code=0
+        wait "$child" || code=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    child=""
+    # What it meant. 10: start the ranks again; 11: queue this job again; else the job's own code.
+    verdict=0
+    arbiter end "$job" "$code" "$asked" || verdict=$?
+    if [ "$verdict" -eq 10 ]; then continue; fi
+    exit "$verdict"
+done

@@ -1,0 +1,189 @@
+"""Whether ranks start, start again, or not any more: every verdict, from records alone."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmjp_train import exit_codes
+from llmjp_train.config.compose import compose, dump_config
+from llmjp_train.launch import arbiter
+from llmjp_train.launch.arbiter import AGAIN, REQUEUE, begin, end
+from llmjp_train.launch.job import Job, JobFolder, folders, new_folder, now
+from llmjp_train.runlog.record import RunRecord
+
+CONFIG = ["experiment=tiny-cpu", "tokenizer.path=t", "data.sources.small.path=d", "schedule.length=20"]
+
+
+@pytest.fixture(scope="module")
+def config() -> str:
+    return dump_config(compose("train", [*CONFIG, "evaluation.validation_every=null"]))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(arbiter.time, "sleep", waited.append)
+    return waited
+
+
+def job(run_dir: Path, config: str, **values: Any) -> JobFolder:
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.yaml").write_text(config)
+    folder = new_folder(run_dir)
+    described = Job(
+        run_dir=str(run_dir), number=1, name="a", scheduler="slurm", nodes=2, ranks_per_node=4, submitted=now(),
+    )  # fmt: skip
+    folder.write(replace(described, **values))
+    (folder.path / "config.yaml").write_text(config)
+    return folder
+
+
+def attempt(folder: JobFolder, name: str, **nodes: Any) -> None:
+    """What supervisors leave of an attempt."""
+    path = folder.path / f"attempt-{name}"
+    path.mkdir()
+    for number, (reason, kind, rank) in enumerate(nodes.values()):
+        value = {"code": 1, "reason": reason, "kind": kind, "rank": rank, "host": f"n{number}", "codes": []}
+        (path / f"node-{number:04d}.json").write_text(json.dumps(value))
+
+
+def row(run_dir: Path, step: int) -> None:
+    RunRecord(run_dir).metrics(step=step, tokens=step, loss=1.0, step_s=0.5)
+
+
+def checkpoint(run_dir: Path, step: int) -> None:
+    path = run_dir / "checkpoints" / f"step-{step:08d}.epoch-0001"
+    path.mkdir(parents=True)
+    (path / "COMMITTED").write_text("{}")
+
+
+def test_a_killed_rank_starts_again_with_the_cost_written_down(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config)
+    assert begin(folder) == ""
+    row(tmp_path, 7)
+    row(tmp_path, 8)
+    checkpoint(tmp_path, 6)
+    died, torn = (
+        ("rank 5 was killed by SIGKILL", "rank_died", 5),
+        ("rank 0 ended with exit code 1", "rank_died", 0),
+    )
+    attempt(folder, "1", a=torn, b=died)
+    verdict = end(folder, "1", 1, "")
+    assert (verdict.code, verdict.action) == (AGAIN, "restart")
+    (incident,) = [e for e in RunRecord(tmp_path).read_events() if e["kind"] == "incident"]
+    assert (incident["rank"], incident["node"], incident["what"]) == (5, "n1", "rank_died"), (
+        "the cause, not its victim"
+    )
+    assert (incident["step"], incident["lost_steps"], incident["lost_seconds"]) == (8, 2, 1.0)
+
+
+def test_faults_without_a_new_checkpoint_are_a_crash_loop(
+    tmp_path: Path, config: str, no_waiting: list[float]
+) -> None:
+    folder = job(tmp_path, config, max_restarts=3)
+    checkpoint(tmp_path, 5)
+    for count in range(4):
+        row(tmp_path, 6 + count)
+        attempt(folder, str(count), a=("rank 1 was killed by SIGKILL", "rank_died", 1))
+        verdict = end(folder, str(count), 137, "")
+        assert (verdict.action == "halt") is (count == 3)
+    assert "4 faults with no new checkpoint in between" in verdict.reason
+    assert verdict.code == exit_codes.FAILED
+    assert no_waiting == sorted(no_waiting), "each restart waits longer"
+    later = job(tmp_path, config, submitted="2000-01-01T00:00:00.000+00:00")
+    assert begin(later).startswith("the chain ended: 4 faults")
+    assert begin(job(tmp_path, config)) == "", "a job that was submitted afterwards may try again"
+
+
+def test_progress_resets_the_count(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config, max_restarts=1)
+    for count in range(4):
+        checkpoint(tmp_path, 5 * (count + 1))
+        row(tmp_path, 5 * (count + 1))
+        attempt(folder, str(count), a=("rank 1 was killed by SIGKILL", "rank_died", 1))
+        assert end(folder, str(count), 1, "").action == "restart"
+
+
+def test_the_same_error_at_the_same_step_twice_is_deterministic(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config, max_restarts=9)
+    row(tmp_path, 6)
+    for count, action in enumerate(("restart", "halt")):
+        attempt(folder, str(count), a=("rank 1 ended with exit code 1", "rank_died", 1))
+        verdict = end(folder, str(count), 1, "")
+        assert verdict.action == action
+    assert "the same fault at step 6 twice, so it is deterministic" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "code", "action"),
+    [({}, "SIGUSR1", 75, "next"), ({"requeue": True}, "SIGUSR1", REQUEUE, "requeue"), ({}, "stop file", 75, "stopped"),
+     ({"requeue": True}, "stop file", 75, "stopped")],
+)  # fmt: skip
+def test_orderly_stops(
+    values: dict[str, Any], reason: str, code: int, action: str, tmp_path: Path, config: str
+) -> None:
+    folder = job(tmp_path, config, **values)
+    RunRecord(tmp_path).event("start", step=0)
+    RunRecord(tmp_path).event("stop", step=4, reason=reason, outcome="stopped")
+    verdict = end(folder, "1", exit_codes.STOPPED, "")
+    assert (verdict.code, verdict.action) == (code, action)
+
+
+@pytest.mark.parametrize("code", [exit_codes.BAD_INPUT, exit_codes.UNHEALTHY])
+def test_what_trying_again_does_not_help_ends_the_chain(code: int, tmp_path: Path, config: str) -> None:
+    folder, later = job(tmp_path, config), job(tmp_path, config)
+    RunRecord(tmp_path).event("fault", step=3, message="the loss is not finite")
+    verdict = end(folder, "1", code, "")
+    assert (verdict.code, verdict.action) == (code, "halt")
+    assert begin(later).startswith("the chain ended:")
+
+
+def test_reasons_to_start_nothing(tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = job(tmp_path, config, submitted="2000-01-01T00:00:00.000+00:00")
+    record = RunRecord(tmp_path)
+    record.event("start", step=0)
+    record.event("stop", step=4, reason="stop file", outcome="stopped")
+    assert "stopped by a person" in begin(folder)
+    after = job(tmp_path, config, submitted="2000-01-01T00:00:00.000+00:00", after_stop=True)
+    assert begin(after) == "", "one that was queued for what comes after the stop"
+    record.event("end", step=20, reason="finished", outcome="finished")
+    assert begin(folder) == "the run is complete"
+    longer = job(tmp_path, config.replace("length: 20", "length: 40"))
+    assert begin(longer) == "", "the same run, asked to go on to a greater length"
+    longer.cancel()
+    assert begin(longer) == "the job was cancelled"
+
+
+def test_a_budget_counts_the_hours_of_all_jobs(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config, budget_hours=8.0)
+    lines = [
+        {"schema": 1, "time": "2026-01-01T00:00:00+00:00", "kind": "begin"},
+        {"schema": 1, "time": "2026-01-01T01:00:00+00:00", "kind": "end", "action": "next", "reason": ""},
+    ]
+    (folder.path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert arbiter.device_hours(tmp_path) == 8.0
+    assert "the budget of 8 device hours is used up" in begin(folder)
+
+
+def test_a_living_writer_is_never_joined(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]
+) -> None:
+    from llmjp_train.runlog.lease import Lease
+
+    folder = job(tmp_path, config)
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(arbiter.time, "monotonic", lambda: float(next(clock)))
+    with Lease.acquire(tmp_path), pytest.raises(ValueError, match="so that two never write"):
+        begin(folder)
+    assert begin(folder) == "", "given back"
+
+
+def test_cancelled_jobs_do_not_restart(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config)
+    assert end(folder, "1", 143, "TERM").action == "cancelled"
+    folder.cancel()
+    assert end(folder, "2", 137, "").action == "cancelled"
+    assert len(folders(tmp_path)) == 1

@@ -1,0 +1,53 @@
+"""A run that is silent for longer than its own pace explains is taken to hang, and no other."""
+
+from pathlib import Path
+
+import pytest
+
+from llmjp_train.launch import heartbeat
+from llmjp_train.launch.heartbeat import START_SECONDS, HangWatch
+from llmjp_train.runlog.record import RunRecord
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_limit_follows_steps_validations_and_saves(tmp_path: Path) -> None:
+    watch, record = HangWatch(tmp_path, least_seconds=120), RunRecord(tmp_path)
+    assert watch.limit() == START_SECONDS
+    for step in range(1, 9):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=70.0)
+    assert watch.limit() == 20 * 70
+    record.metrics(step=8, tokens=8, validation={"loss": 1.0, "seconds": 100.0})
+    record.event("save", step=8, seconds=50.0)
+    assert watch.limit() == 20 * 70 + 3 * 150
+    assert HangWatch(tmp_path / "none", least_seconds=5).limit() == START_SECONDS
+
+
+def test_fast_steps_leave_the_least(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    for step in range(1, 9):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01)
+    assert HangWatch(tmp_path, least_seconds=30).limit() == 30
+
+
+def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path, clock: list[float]) -> None:
+    record = RunRecord(tmp_path)
+    watch = HangWatch(tmp_path, least_seconds=30)
+    assert watch.verdict() == ""
+    clock[0] += START_SECONDS - 1
+    assert watch.verdict() == "", "a start may take long"
+    for step in range(1, 9):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.1)
+        clock[0] += 10
+        assert watch.verdict() == ""
+    clock[0] += 25
+    assert watch.verdict() == ""
+    clock[0] += 6
+    assert watch.verdict() == "nothing was logged for 31 s, where 30 s are the run's own limit"
+    record.event("save", step=8, seconds=1.0)
+    assert watch.verdict() == ""

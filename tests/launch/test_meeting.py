@@ -1,0 +1,102 @@
+"""Nodes that meet, disagree, or do not come."""
+
+import resource
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmjp_train.errors import UserError
+from llmjp_train.launch.meeting import Meeting, address_of, hello, meet, raise_open_files
+
+HELLO = {
+    "host": "n0", "code": "a", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
+    "deepspeed": "0.19.8", "open_files": 65536, "memory_gib": 1.0, "skew_s": 0.0,
+}  # fmt: skip
+
+
+def together(folder: Path, *hellos: dict[str, Any], seconds: float = 20) -> list[Any]:
+    """What each node hears."""
+    heard: list[Any] = [None] * len(hellos)
+
+    def node(number: int) -> None:
+        try:
+            heard[number] = meet(folder, number, len(hellos), hellos[number], "lo", seconds)
+        except UserError as error:
+            heard[number] = str(error)
+
+    threads = [threading.Thread(target=node, args=(number,)) for number in range(len(hellos))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return heard
+
+
+def test_nodes_meet_at_one_address_and_a_free_port(tmp_path: Path) -> None:
+    first, second = together(tmp_path, HELLO, {**HELLO, "host": "n1"})
+    assert isinstance(first, Meeting)
+    assert first == second
+    assert first.address == "127.0.0.1"
+    assert 1024 < first.port < 65536
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"code": "b"}, "node 2 (n2): code"), ({"torch": "2.9.1"}, "torch 2.9.1 instead of 2.13.0"),
+     ({"data": {"x.bin": 5}}, "data"), ({"python": "3.12.1"}, "python 3.12.1 instead of 3.11.2"),
+     ({"config": "d"}, "config")],
+)  # fmt: skip
+def test_a_node_that_differs_is_named_to_all_and_nothing_starts(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    heard = together(tmp_path, HELLO, {**HELLO, "host": "n1"}, {**HELLO, "host": "n2", **change})
+    assert len(set(heard)) == 1
+    assert said in heard[0]
+    assert "nothing was started" in heard[0]
+    assert "node 1" not in heard[0]
+
+
+def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sign of node 1 of 2"):
+        meet(tmp_path, 0, 2, HELLO, "lo", 0.2)
+
+
+def test_odd_clocks_and_limits_are_warnings(tmp_path: Path) -> None:
+    (only,) = together(tmp_path, {**HELLO, "skew_s": 40.0, "open_files": 256})
+    assert only.warnings == (
+        "node 0 (n0): its clock is +40.0 s from the file server's", "node 0 (n0): only 256 open files (ulimit -n)",
+    )  # fmt: skip
+
+
+def test_an_interface_without_an_address_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"cluster\.interface=nope0 has no IPv4 address on .*; there are: .*lo"
+    ):
+        address_of("nope0")
+    assert address_of("lo") == "127.0.0.1"
+
+
+def test_hello_tells_what_runs_here(tmp_path: Path, prepared: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    first = hello(tmp_path, [str(prepared)])
+    assert set(first) == set(HELLO)
+    assert first["torch"].startswith("2.")
+    assert all(size > 0 for size in first["data"].values())
+    assert abs(first["skew_s"]) < 5
+    (tmp_path / "code" / "a.py").write_text("2")
+    assert hello(tmp_path, [])["code"] != first["code"]
+
+
+def test_a_hard_limit_below_the_wish_is_taken_and_no_error() -> None:
+    """A script of LLM-jp's asks for soft and hard at once and dies where the hard limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(64 if soft < 0 else soft, 512), hard))
+        found = raise_open_files()
+        assert found == (65_536 if hard < 0 else min(hard, 65_536))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

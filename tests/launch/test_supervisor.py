@@ -1,0 +1,167 @@
+"""The supervisor on its own: ranks that end, die, hang; nothing left behind, and one reason told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmjp_train import exit_codes
+from llmjp_train.launch.supervisor import FAILED, Result, Supervisor
+
+
+def supervised(folder: Path, main: Callable[[], int], local: int = 2, **values: object) -> Result:
+    """Run in a forked child, so that what it does to signals stays there."""
+    attempt = folder / "attempt"
+    attempt.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            supervisor = Supervisor(
+                attempt, folder / "node.txt", main, node=0, local=local, size=local, address="127.0.0.1", port=1,
+                **{"grace_seconds": 0.5, **values},
+            )  # fmt: skip
+            code = supervisor.run().code
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    result = Result(**json.loads((attempt / "node-0000.json").read_text()))
+    assert os.waitstatus_to_exitcode(status) == result.code
+    return result
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def test_ranks_get_their_place_and_their_lines_are_kept(tmp_path: Path) -> None:
+    def main() -> int:
+        print("hello from", rank(), os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"])
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main, local=3)
+    assert (result.code, result.kind, result.codes) == (exit_codes.OK, "", [0, 0, 0])
+    lines = (tmp_path / "node.txt").read_text().splitlines()
+    assert sorted(line.split(" ", 1)[1] for line in lines) == [
+        f"{i} hello from {i} 3 127.0.0.1" for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(exit_codes.STOPPED, exit_codes.STOPPED), (exit_codes.UNHEALTHY, exit_codes.UNHEALTHY),
+     (exit_codes.BAD_INPUT, exit_codes.BAD_INPUT)],
+)  # fmt: skip
+def test_orderly_ends_keep_their_code(code: int, expected: int, tmp_path: Path) -> None:
+    result = supervised(tmp_path, lambda: code)
+    assert (result.code, result.kind) == (expected, "")
+
+
+def test_a_killed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:
+    def main() -> int:
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(100)
+        return exit_codes.OK
+
+    began = time.monotonic()
+    result = supervised(tmp_path, main)
+    assert time.monotonic() - began < 30
+    assert (result.code, result.kind, result.rank) == (exit_codes.FAILED, "rank_died", 1)
+    assert result.reason == "rank 1 was killed by SIGKILL"
+    assert result.codes[1] == -signal.SIGKILL
+    assert "rank 1 was killed" in (tmp_path / "attempt" / FAILED).read_text()
+
+
+def test_an_exception_is_a_failure_with_its_traceback_kept(tmp_path: Path) -> None:
+    def main() -> int:
+        if rank() == 0:
+            raise RuntimeError("no such kernel")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits in a collective
+        time.sleep(100)
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main)
+    assert (result.code, result.kind, result.rank) == (exit_codes.FAILED, "rank_died", 0)
+    assert result.codes == [exit_codes.FAILED, -signal.SIGKILL]
+    assert "RuntimeError: no such kernel" in (tmp_path / "node.txt").read_text()
+
+
+def test_the_failure_of_another_node_ends_this_one(tmp_path: Path) -> None:
+    def main() -> int:
+        if rank() == 0:
+            said = {"kind": "rank_died", "reason": "rank 9 was killed by SIGKILL on a007"}
+            part = tmp_path / "attempt" / "part"
+            part.write_text(json.dumps(said))
+            part.replace(tmp_path / "attempt" / FAILED)
+        time.sleep(100)
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main)
+    assert (result.code, result.kind) == (exit_codes.FAILED, "peer")
+    assert "rank 9 was killed by SIGKILL on a007" in result.reason
+
+
+def test_ranks_that_hang_show_their_stacks_and_end(tmp_path: Path) -> None:
+    def main() -> int:
+        import faulthandler
+
+        faulthandler.enable()
+        wait_in_a_collective()
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main, hang=lambda: "nothing was logged for 500 s")
+    assert (result.code, result.kind) == (exit_codes.FAILED, "hang")
+    assert result.codes == [-signal.SIGABRT, -signal.SIGABRT]
+    assert (tmp_path / "node.txt").read_text().count("in wait_in_a_collective") == 2
+
+
+def wait_in_a_collective() -> None:
+    time.sleep(100)
+
+
+def test_the_deadline_is_a_signal_to_save(tmp_path: Path) -> None:
+    def main() -> int:
+        got: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        while not got:
+            time.sleep(0.05)
+        return exit_codes.STOPPED
+
+    result = supervised(tmp_path, main, deadline=time.time() + 0.5)
+    assert (result.code, result.codes) == (exit_codes.STOPPED, [exit_codes.STOPPED] * 2)
+
+
+def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from llmjp_train.launch.supervisor import Supervisor\n"
+        "folder = Path(sys.argv[1])\n"
+        "def main():\n"
+        "    (folder / f'pid-{os.environ[\"RANK\"]}').write_text(str(os.getpid())); time.sleep(100)\n"
+        "Supervisor(folder, folder / 'out', main, node=0, local=2, size=2, address='', port=1).run()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    pids: list[int] = []
+    while len(pids) < 2:
+        time.sleep(0.05)
+        pids = [int(text) for path in tmp_path.glob("pid-*") if (text := path.read_text())]
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while any(living(pid) for pid in pids):
+        assert time.monotonic() < end, "ranks outlived their supervisor"
+        time.sleep(0.05)
+
+
+def living(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

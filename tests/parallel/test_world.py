@@ -1,0 +1,52 @@
+import pytest
+
+from llmjp_train.errors import UserError
+from llmjp_train.parallel.world import World, first_host, world
+
+
+def test_alone_without_a_launcher():
+    assert world({}) == World()
+
+
+def test_torchrun():
+    env = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "4711"}
+    assert world(env) == World(3, 8, 1, "n1", 4711, "torchrun")
+
+
+def test_srun_finds_the_first_node_and_a_port_of_the_job():
+    env = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "9",
+        "SLURM_NTASKS": "16",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "gpu[012-013]",
+        "SLURM_JOB_ID": "77",
+    }
+    assert world(env) == World(9, 16, 1, "gpu012", 20077, "srun")
+
+
+def test_a_batch_script_is_not_a_step():
+    assert world({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0"}) == World()
+
+
+def test_mpirun_needs_an_address():
+    env = {
+        "OMPI_COMM_WORLD_RANK": "0",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    }
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        world(env)
+
+
+def test_half_set_variables_are_named():
+    with pytest.raises(UserError, match="LOCAL_RANK"):
+        world({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("a1", "a1"), ("a1,b2", "a1"), ("n[3-8,12],x1", "n3"), ("n[003-008]", "n003"), ("", "")],
+)
+def test_first_host(nodes: str, host: str):
+    assert first_host(nodes) == host

@@ -1,0 +1,135 @@
+"""Faults in a real Slurm, each with the end that docs/faults.md promises."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.runs import events, losses, train
+from helpers.throwaway import Slurm
+from helpers.toy import small_run
+
+from llmjp_train.launch.job import folders
+
+LLMJP = (sys.executable, "-m", "llmjp_train.cli")
+NODES = ("cluster=dev-slurm", "cluster.devices_per_node=1", "nodes=2", "cluster.hang_seconds=8")
+LONG = "schedule.length=400"
+"""Longer than Slurm takes to miss a node, and than a command takes that asks a dead controller first."""
+SIZES = ("schedule.length=120", "evaluation.validation_every=null", "checkpoint.every_steps=20")
+
+
+def rows(run_dir: Path) -> int:
+    return len(losses(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
+
+
+def rank_processes(run_dir: Path) -> list[int]:
+    """Ranks of a run: children of its supervisors."""
+    found: dict[int, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
+        except OSError:
+            continue
+        if (
+            words.startswith(sys.executable.encode())
+            and b"train_node" in words
+            and str(run_dir).encode() in words
+        ):
+            found[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+    return sorted(pid for pid, parent in found.items() if parent in found)
+
+
+def calm_losses(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path, *more: str
+) -> list[tuple[int, float, float]]:
+    """Of an undisturbed run in the same layout."""
+    train(2, small_run(tmp_path / "calm", prepared, tokenizer_folder, *SIZES, *more))
+    return losses(tmp_path / "calm")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_a_rank_that_hangs_is_found_and_the_run_ends_as_if_nothing_had_been(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "hung"
+    slurm.run(*LLMJP, "submit", *small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES), cwd=tmp_path)
+    slurm.wait(lambda: rows(run_dir) > 30, 90, "30 steps")
+    ranks = rank_processes(run_dir)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGSTOP)
+    (folder,) = folders(run_dir)
+    assert slurm.wait_job(folder.scheduler_id, seconds=300) == "COMPLETED"
+    (incident,) = events(run_dir, "incident")
+    assert (incident["what"], incident["action"]) == ("hang", "restart")
+    assert "nothing was logged for" in incident["evidence"]
+    assert 0 <= incident["lost_steps"] <= 20
+    printed = "".join(path.read_text() for path in folder.path.glob("node-*.txt"))
+    assert "in all_reduce" in printed, (
+        "the stack of the rank that waited; the one that was stopped cannot show its own"
+    )
+    assert rank_processes(run_dir) == []
+    assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_a_lost_node_is_left_and_the_run_goes_on_elsewhere(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    """A node's daemon is killed; Slurm misses it, ends the job's ranks elsewhere and queues the job again."""
+    run_dir = tmp_path / "lost"
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES, LONG)
+    slurm.run(*LLMJP, "submit", "--requeue", *words, cwd=tmp_path)
+    slurm.wait(lambda: rows(run_dir) > 30, 90, "30 steps")
+    (folder,) = folders(run_dir)
+    node = slurm.run("scontrol", "show", "hostnames", slurm.job(folder.scheduler_id)["NodeList"]).split()[-1]
+    slurm.daemon("kill", node)
+    assert slurm.wait_job(folder.scheduler_id, seconds=200) == "COMPLETED"
+    assert len({json.dumps(row) for row in folder.history() if row["kind"] == "begin"}) >= 2
+    assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder, LONG)
+    slurm.daemon("start", node)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_a_controller_that_is_killed_costs_the_run_nothing(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "controller"
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES, LONG)
+    slurm.run(*LLMJP, "submit", *words, cwd=tmp_path)
+    (folder,) = folders(run_dir)
+    slurm.wait(lambda: rows(run_dir) > 10, 90, "10 steps")
+    slurm.daemon("kill", "slurmctld")
+    try:
+        at = rows(run_dir)
+        status = json.loads(slurm.run(*LLMJP, "status", run_dir, "--json"))[0]
+        assert status["state"] == "running", "the run directory knows without the scheduler"
+        slurm.wait(lambda: rows(run_dir) > at, 60, "steps without a controller")
+    finally:
+        slurm.daemon("start", "slurmctld")
+    slurm.wait(lambda: bool(events(run_dir, "end")), 150, "the end")
+    slurm.wait_job(folder.scheduler_id, seconds=100)
+    assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder, LONG)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(200)
+def test_the_committed_example_works_with_plain_sbatch(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path, root: Path
+) -> None:
+    """slurm/examples/tiny-dev.sbatch as it stands, in a folder that holds the text and tokenizer that it names."""
+    (tmp_path / "my-tokenizer").symlink_to(tokenizer_folder)
+    (tmp_path / "my-data").symlink_to(prepared)
+    example = root / "slurm" / "examples" / "tiny-dev.sbatch"
+    number = slurm.run("sbatch", "--parsable", example, cwd=tmp_path).strip()
+    run_dir = tmp_path / "runs" / "tiny-cpu"
+    slurm.wait(lambda: rows(run_dir) >= 2, 150, "two steps")
+    (folder,) = folders(run_dir)
+    assert folder.scheduler_id == number
+    slurm.run(*LLMJP, "stop", run_dir)
+    assert slurm.wait_job(number, seconds=60) == "FAILED"
+    assert events(run_dir, "stop")[-1]["reason"] == "stop file"

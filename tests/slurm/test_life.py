@@ -1,0 +1,184 @@
+"""The life of a run in a real Slurm: submitted, watched, hurt, stopped, resumed."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.runs import events, losses, train
+from helpers.throwaway import Slurm
+from helpers.toy import small_run
+
+from llmjp_train.checkpoint.listing import committed
+from llmjp_train.launch.job import folders
+
+LLMJP = (sys.executable, "-m", "llmjp_train.cli")
+NODES = ("cluster=dev-slurm", "cluster.devices_per_node=1", "nodes=2")
+
+
+def steps(run_dir: Path) -> int:
+    return max((row[0] for row in losses(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+
+
+def said(slurm: Slurm, *words: object) -> Any:
+    """JSON that a command prints."""
+    return json.loads(slurm.run(*LLMJP, *words, "--json"))
+
+
+def ranks_of(run_dir: Path) -> list[int]:
+    """Living processes that belong to a run's jobs: supervisors and ranks."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if (
+            words.startswith(sys.executable.encode())
+            and b"train_node" in words
+            and str(run_dir).encode() in words
+        ):
+            found.append(int(process.name))
+    return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_survives_a_killed_rank_and_stops_when_asked(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "a $HOME run;x"
+    words = small_run(
+        run_dir, prepared, tokenizer_folder, *NODES, "schedule.length=100000", "checkpoint.every_steps=10",
+        "evaluation.validation_every=null",
+    )  # fmt: skip
+    slurm.run(*LLMJP, "submit", "--chain", "2", *words, cwd=tmp_path)
+    first, second = folders(run_dir)
+    assert said(slurm, "status", run_dir)[0]["state"] in ("queued", "starting")
+    refused = slurm.run(*LLMJP, "submit", *words, check=False)
+    assert f"job {first.scheduler_id} of" in refused
+    assert "a run has one writer" in refused
+    slurm.wait(lambda: steps(run_dir) > 25, 90, "25 steps")
+    now = said(slurm, "status", run_dir)[0]
+    assert now["state"] == "running"
+    assert [job["state"] for job in now["jobs"]] == ["running", "pending"]
+    assert now["next_save_step"] % 10 == 0
+    assert 0 < now["job_seconds_left"] < 600
+
+    processes = ranks_of(run_dir)
+    ranks = [pid for pid in processes if parent(pid) in processes]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    slurm.wait(lambda: len(events(run_dir, "resume")) == 1, 90, "a restart inside the job")
+    (incident,) = said(slurm, "incidents", run_dir)
+    assert incident["kind"] == "rank_died"
+    assert "was killed by SIGKILL" in incident["evidence"]
+    assert incident["action"] == "restart"
+    assert 0 <= incident["lost_steps"] <= 10
+    assert incident["down_seconds"] > 0
+
+    before = len(committed(run_dir))
+    at = steps(run_dir)
+    slurm.wait(lambda: steps(run_dir) > at, 60, "steps after the restart")
+    slurm.run(*LLMJP, "save", run_dir)
+    slurm.run(*LLMJP, "note", run_dir, "a rank was killed on purpose")
+    slurm.run(*LLMJP, "stop", run_dir)
+    assert slurm.wait_job(first.scheduler_id, seconds=60) == "FAILED"  # code 75: stopped, not finished
+    assert slurm.wait_job(second.scheduler_id) == "CANCELLED"
+    assert before >= 1
+    last = events(run_dir, "stop")[-1]
+    assert (last["reason"], last["outcome"]) == ("stop file", "stopped")
+    assert committed(run_dir)[-1].step == last["step"], "a gentle stop loses no step"
+    assert ranks_of(run_dir) == []
+    ended = said(slurm, "status", run_dir)[0]
+    assert (ended["state"], ended["jobs"]) == ("stopped", [])
+    assert ended["last_incident"].startswith("step ")
+    assert "finished" not in slurm.run(*LLMJP, "logs", run_dir)
+    assert "was killed by SIGKILL" in slurm.run(*LLMJP, "logs", run_dir, "--errors") + first.log.read_text()
+    lines = [
+        json.loads(line) for line in slurm.run(*LLMJP, "logs", run_dir, "--ranks", "--json").splitlines()
+    ]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert any("on purpose" in str(event) for event in events(run_dir, "note"))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(280)
+def test_a_chain_goes_over_signals_to_the_same_losses_and_then_ends_by_itself(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    """The signal is the one that Slurm sends ahead of a time limit, which it looks at every 30 s alone."""
+    run_dir, calm = tmp_path / "chained", tmp_path / "calm"
+    sizes = ("schedule.length=150", "evaluation.validation_every=null", "checkpoint.every_steps=500")
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *sizes)
+    slurm.run(*LLMJP, "submit", "--chain", "4", *words, cwd=tmp_path)
+    jobs = [folder.scheduler_id for folder in folders(run_dir)]
+    for job, step in ((jobs[0], 20), (jobs[1], 60)):
+        slurm.wait(lambda step=step: steps(run_dir) > step, 100, f"step {step}")  # type: ignore[misc]
+        slurm.run("scancel", "--signal=USR1", job)
+        slurm.wait_job(job)
+    ends = [slurm.wait_job(job, seconds=120) for job in jobs]
+    assert ends == ["FAILED", "FAILED", "COMPLETED", "COMPLETED"]
+    stops = events(run_dir, "stop")
+    assert [stop["reason"] for stop in stops] == ["SIGUSR1", "SIGUSR1"]
+    assert [event["step"] for event in events(run_dir, "resume")] == [stop["step"] for stop in stops]
+    last = folders(run_dir)[3].history()
+    assert [(row["kind"], row["reason"]) for row in last] == [("skip", "the run is complete")]
+    assert said(slurm, "status", run_dir)[0]["state"] == "ended"
+    train(2, small_run(calm, prepared, tokenizer_folder, *sizes))
+    assert losses(run_dir) == losses(calm)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(200)
+def test_a_requeued_job_and_one_cancelled_gently(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "requeued"
+    sizes = ("schedule.length=100000", "evaluation.validation_every=null", "checkpoint.every_steps=null")
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *sizes)
+    slurm.run(*LLMJP, "submit", "--requeue", *words, cwd=tmp_path)
+    folder = folders(run_dir)[0]
+    slurm.wait(lambda: steps(run_dir) > 5, 60, "steps")
+    slurm.run("scancel", "--signal=USR1", folder.scheduler_id)
+    slurm.wait(lambda: len(events(run_dir, "resume")) == 1, 100, "the job's second run")
+    assert slurm.job(folder.scheduler_id)["Restarts"] == "1"
+    assert events(run_dir, "resume")[0]["step"] == events(run_dir, "stop")[0]["step"]
+    at = steps(run_dir)
+    slurm.wait(lambda: steps(run_dir) > at + 2, 60, "steps after it")
+    # And by hand, as a second job that waits for the first to have saved.
+    slurm.run(*LLMJP, "requeue", run_dir)
+    assert slurm.wait_job(folder.scheduler_id) == "FAILED"
+    slurm.wait(lambda: len(events(run_dir, "resume")) == 2, 100, "the second job")
+    assert events(run_dir, "resume")[1]["step"] == events(run_dir, "stop")[1]["step"]
+    folder = folders(run_dir)[1]
+    done = slurm.run(*LLMJP, "cancel", run_dir)
+    assert "asked the run to save and end" in done
+    assert slurm.wait_job(folder.scheduler_id) == "FAILED"
+    assert committed(run_dir)[-1].step == events(run_dir, "stop")[-1]["step"]
+    assert ranks_of(run_dir) == []
+    again = slurm.run(*LLMJP, "cancel", run_dir, check=False)
+    assert "has no job that runs or waits" in again
+
+
+@pytest.mark.full
+@pytest.mark.timeout(200)
+def test_bare_ranks_train_the_same(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    """One task a rank, as srun starts them, without a supervisor."""
+    run_dir, calm = tmp_path / "bare", tmp_path / "calm"
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES)
+    slurm.run(*LLMJP, "submit", "--bare", *words, "cluster.environment.GLOO_SOCKET_IFNAME=lo", cwd=tmp_path)
+    (folder,) = folders(run_dir)
+    assert slurm.wait_job(folder.scheduler_id, seconds=150) == "COMPLETED", folder.log.read_text()
+    train(2, small_run(calm, prepared, tokenizer_folder))
+    assert losses(run_dir) == losses(calm)
+    assert not list(folder.path.glob("node-*.txt"))

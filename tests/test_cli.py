@@ -1,0 +1,147 @@
+"""The command line: the guide, near misses, and errors without tracebacks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmjp_train import cli, exit_codes
+
+
+def llmjp(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "llmjp_train.cli", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["--version"], ["trian"]])
+def test_guide_and_help_import_neither_hydra_nor_torch(words: list[str]) -> None:
+    code = (
+        "import sys, contextlib; from llmjp_train.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'deepspeed', 'transformers', 'rich', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guide_names_every_command_once_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == exit_codes.OK
+    text = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert text.count(f"\n  {name} ") == 1
+    assert len(text.splitlines()) <= 48
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_is_the_guide(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == exit_codes.OK
+    assert "The usual path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"llmjp {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from llmjp_train import __version__
+
+    assert cli.main(["--version"]) == exit_codes.OK
+    assert capsys.readouterr().out == f"llmjp {__version__}\n"
+
+
+def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == exit_codes.BAD_INPUT
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_all_wrong_keys_and_values_are_told_at_once_without_a_traceback() -> None:
+    done = llmjp(
+        "train", "experiment=tiny-cpu", "optimizer.learning_rate=1", "batch.global_batch=eight", "model=7b"
+    )
+    assert done.returncode == exit_codes.BAD_INPUT
+    assert "Traceback" not in done.stderr
+    for part in ("optimizer.learning_rate", "batch.global_batch", "eight", "7b", "7.2b"):
+        assert part in done.stderr
+
+
+def test_a_missing_run_and_a_missing_file_are_told(tmp_path: object) -> None:
+    done = llmjp("train", str(tmp_path))
+    assert done.returncode == exit_codes.BAD_INPUT
+    assert "holds no config.yaml" in done.stderr
+    done = llmjp(
+        "train",
+        "experiment=tiny-cpu",
+        f"tokenizer.path={tmp_path}/none",
+        f"data.sources.small.path={tmp_path}/no",
+    )
+    assert done.returncode == exit_codes.BAD_INPUT
+    assert f"{tmp_path}/none" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_refuses_what_a_start_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dry-run", "experiment=tiny-cpu", "batch.global_batch=5", "schedule.warmup=500"]
+    assert cli.main(["train", *words]) == exit_codes.BAD_INPUT
+    told = capsys.readouterr()
+    assert "has 2 errors" in told.err
+    assert told.out == "", "no number of a configuration that is wrong"
+
+
+def test_a_dry_run_says_what_a_start_still_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--dry-run", "experiment=tiny-cpu"]) == exit_codes.OK
+    text = capsys.readouterr().out
+    assert "before a start: tokenizer.path must be given" in text
+    assert "before a start: data.sources.small.path must be given" in text
+
+
+def test_a_start_that_does_not_fit_its_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "experiment=llm-jp-3-13b", "scale=full"]) == exit_codes.BAD_INPUT
+    assert "cluster sakura-h100 would be 32 nodes, but nothing started" in capsys.readouterr().err
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "x")):
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "experiment=tiny-cpu", "batch.global_batch=5"]) == exit_codes.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "needs 1 processes, but torchrun started 3" in told
+    assert "batch.global_batch=5" in told, "with the other errors, and before torch is imported"
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["train", "experiment=tiny-cpu", "batch.global_batch=5"]) == exit_codes.BAD_INPUT
+    assert capsys.readouterr().err == "", "rank 0 tells it for all"
+
+
+def test_a_folder_of_configurations_has_no_effect_on_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    assert cli.main(["train", str(tmp_path), "--config-dir", str(tmp_path)]) == exit_codes.BAD_INPUT
+    assert "has no effect with RUN" in capsys.readouterr().err
+
+
+def test_cfg_prints_a_configuration_that_composes_to_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    words = ["experiment=tiny-cpu", "tokenizer.path=t", "data.sources.small.path=d", "optimizer.lr=2e-4"]
+    assert cli.main(["train", "--cfg", *words]) == exit_codes.OK
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["optimizer"]["lr"] == 2e-4
+    assert said["name"] == "tiny-cpu"
+    assert said["run_dir"] == "runs/tiny-cpu"
+
+
+def test_a_path_with_an_equals_sign_is_no_override(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    Path("lr=1e-4").mkdir()
+    assert not cli._is_override("lr=1e-4")
+    assert cli._is_override("lr=1e-5")
+    assert cli._is_override("+changes=[]")
+    assert cli._is_override("~data.sources.x")
+    assert not cli._is_override("--dry-run")
