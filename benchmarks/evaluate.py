@@ -1,0 +1,123 @@
+"""The fast runner against lm-evaluation-harness's own class: same model, tasks and items, in turns."""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import report
+
+TASKS = ("jcommonsenseqa", "jnli", "jmmlu_nutrition", "jsts", "jemhopqa")
+NEW_TOKENS = 24
+"""Greatest length of answers here: a random model hardly ever ends one."""
+
+
+def main(words: list[str]) -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved pairs for each task")
+    parser.add_argument("--items", type=int, default=24, help="items of each task")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--batch-size", type=int, default=16, help="of the harness")
+    args = parser.parse_args(words)
+    rows = []
+    for name in args.tasks:
+        rows += measure(name, args.items, args.rounds, args.batch_size)
+    report("evaluate", rows)
+
+
+def models(batch_size: int) -> tuple[Any, Any, Any]:
+    """(fast, plain, tokenizer): a random Llama of 4 layers, width 128, on LLM-jp's tokenizer 2.2."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llmjp_train.config.data import TokenizerConfig
+    from llmjp_train.data import catalogue
+    from llmjp_train.data.tokenizers import load_tokenizer
+    from llmjp_train.evaluate.fast import FastLM
+    from llmjp_train.evaluate.network import Network
+
+    path = Path(catalogue.get("llm-jp-v2.2-50k"))
+    tokenizer = load_tokenizer(TokenizerConfig(name="llm-jp-v2.2-50k", path=str(path)))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    hf = load_tokenizer(TokenizerConfig(name="again", path=str(path))).hf
+    hf.backend_tokenizer.post_processor = None  # its habit of appending EOD spoils contexts (T1)
+    plain = HFLM(
+        model, tokenizer=hf, device="cpu", batch_size=batch_size, max_length=4096, add_bos_token=False
+    )
+    plain.custom_prefix_token_id = tokenizer.eod_id
+    return FastLM(Network(model), tokenizer, 4096, show=False), plain, tokenizer
+
+
+def measure(name: str, items: int, rounds: int, batch_size: int) -> list[tuple[str, str, str]]:
+    """CPU seconds and tokens of both on one task, in turns; checks that they agree."""
+    from llmjp_train.evaluate import harness
+    from llmjp_train.evaluate.encoding import Counts
+    from llmjp_train.evaluate.suites import choose
+
+    fast, plain, _ = models(batch_size)
+    chosen, _ = choose("", [name])
+    task = harness.load_task(chosen[0], [])
+    harness.build(task, items)
+    requests = list(task.instances)
+    written = task.OUTPUT_TYPE == "generate_until"
+    if written:
+        for request in requests:
+            request.arguments[1]["max_gen_toks"] = NEW_TOKENS
+
+    def ask(lm: Any) -> Any:
+        return lm.generate_until(requests, True) if written else lm.loglikelihood(requests, True)
+
+    seconds: dict[str, list[float]] = {"fast": [], "plain": []}
+    found: dict[str, Any] = {}
+    with counted(plain.model) as tokens:
+        for _ in range(rounds):
+            for key, lm in (("fast", fast), ("plain", plain)):
+                fast.encoder.counts = Counts()
+                tokens[key] = tokens["now"] = 0
+                began = time.process_time()  # what other processes of the machine do is left out
+                found[key] = ask(lm)
+                seconds[key].append(time.process_time() - began)
+                tokens[key] = tokens["now"]
+    if written:
+        assert found["fast"] == found["plain"], "the texts differ"
+        differing = "texts equal"
+    else:
+        worst = max(abs(a[0] - b[0]) for a, b in zip(found["fast"], found["plain"], strict=True))
+        flips = sum(a[1] != b[1] for a, b in zip(found["fast"], found["plain"], strict=True))
+        differing = f"largest difference {worst:.1e} nats, {flips} greedy flags differ"
+    pairs = sorted(b / a for a, b in zip(seconds["fast"], seconds["plain"], strict=True))
+    goal = ">= 2" if written else ">= 10"
+    return [
+        (f"{name}: plain CPU seconds / ours, {len(requests)} requests", f"{statistics.median(pairs):.1f} "
+         f"({pairs[0]:.1f} to {pairs[-1]:.1f})", f"goal {goal}"),
+        (f"{name}: plain tokens / ours", f"{tokens['plain'] / tokens['fast']:.1f} "
+         f"({tokens['plain']:,} / {tokens['fast']:,})", ""),
+        (f"{name}: agreement", differing, "no item flips"),
+    ]  # fmt: skip
+
+
+class counted:  # noqa: N801
+    """Counts the tokens that go through a model's body, padding included."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tokens = {"now": 0, "fast": 0, "plain": 0}
+
+    def __enter__(self) -> dict[str, int]:
+        def add(module: Any, args: Any, kwargs: Any) -> None:
+            given = kwargs.get("input_ids", args[0] if args else None)
+            self.tokens["now"] += given.numel()
+
+        self.hook: Any = self.model.base_model.register_forward_pre_hook(add, with_kwargs=True)
+        return self.tokens
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()

@@ -1,0 +1,82 @@
+"""`llmjp prepare` on one worker against the tokenizer library alone, on the same text.
+
+The ratio is of CPU seconds (one thread each, so it is the rate a core, whatever else the machine does) and of seconds
+on the clock (reading, writing and syncing included). Both load their tokenizer in every round.
+With LLMJP_DATA the tokenizer is LLM-jp's v3 and the text Aozora's; without, both are the project's own.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.common import ratio, report
+
+
+def main(words: list[str]) -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mb", type=int, default=72, help="size of the text")
+    args = parser.parse_args(words)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import tokenizers
+
+    from llmjp_train.config.data import TokenizerConfig
+    from llmjp_train.config.prepare import PrepareConfig
+    from llmjp_train.data import catalogue
+    from llmjp_train.data.prepare import prepare
+    from llmjp_train.data.reading import find_files, texts
+    from llmjp_train.data.sentencepieces import train_unigram
+    from llmjp_train.data.tokenizers import load_tokenizer
+
+    corpus = "aozora" if os.environ.get("LLMJP_DATA") else "llmjp-small-ja"
+    documents = list(texts(find_files([str(catalogue.get(corpus))]), "text", print))
+    documents *= max(1, args.mb * 1_000_000 // sum(len(text.encode()) for text in documents))
+    size = sum(len(text.encode()) for text in documents)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        if os.environ.get("LLMJP_DATA"):
+            settings = TokenizerConfig(name="llm-jp-v3")
+        else:
+            train_unigram(documents, 2048, 0.995).save_pretrained(str(here / "tokenizer"))
+            settings = TokenizerConfig(name="bench", path=str(here / "tokenizer"))
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+        (here / "text.jsonl").write_text("".join(lines), encoding="utf-8")
+        config = PrepareConfig(
+            input=[str(here / "text.jsonl")], output=str(here / "out"), tokenizer=settings, workers=1
+        )
+        stored = here / "library.json"
+        load_tokenizer(settings).hf.backend_tokenizer.save(str(stored))
+        ours, theirs = [], []
+
+        def alone() -> None:
+            library = tokenizers.Tokenizer.from_file(str(stored))
+            for start in range(0, len(documents), 64):
+                found = library.encode_batch_fast(documents[start : start + 64], add_special_tokens=False)
+                assert all(each.ids for each in found)
+
+        for _ in range(args.rounds):
+            shutil.rmtree(here / "out", ignore_errors=True)
+            ours.append(seconds(lambda: prepare(config)))
+            theirs.append(seconds(alone))
+    rows = []
+    for kind, what in enumerate(("CPU seconds", "clock")):
+        middle, low, high = ratio([pair[kind] for pair in theirs], [pair[kind] for pair in ours])
+        figure = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+        rows.append((f"rate of prepare / rate of the library, {what}", figure, "goal >= 0.9 per core"))
+    rate = size / statistics.median(cpu for cpu, _ in ours) / 1e6
+    rows.append(("prepare, one worker", f"{rate:.2f} MB of text per CPU second", ""))
+    report("prepare", rows)
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """CPU and clock seconds of a call."""
+    cpu, clock = time.process_time(), time.perf_counter()
+    call()
+    return time.process_time() - cpu, time.perf_counter() - clock
