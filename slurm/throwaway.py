@@ -118,6 +118,16 @@ class Cluster:
         self.processes[name].kill()
         self.processes[name].wait()
 
+    def lose_node(self, name: str) -> None:
+        """SIGKILL to a node's daemon and to everything that it runs, as when its power goes."""
+        log = self.root / "log" / f"{name}.log"
+        # A step's daemon leaves its parent, but it writes into its node's log.
+        steps = [pid for pid in descendants(os.getpid()) if _holds_open(pid, log)]
+        for pid in {below for step in steps for below in (step, *descendants(step))}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill_daemon(name)
+
     def stop(self) -> None:
         """End jobs, daemons and everything that descends from them; remove the folder."""
         if self._alive("slurmctld"):
@@ -235,6 +245,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def _holds_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(link.resolve() == path.resolve() for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
 def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
@@ -246,7 +262,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def keep(args: argparse.Namespace) -> int:
-    """Hold a cluster until a signal or the end of standard input; takes `kill NAME` and `start NAME` from it."""
+    """Hold a cluster until a signal or the end of standard input; takes `kill`, `lose` or `start NAME` from it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     args.root.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -276,7 +292,8 @@ def _obey(cluster: Cluster) -> None:
             if not line:
                 return
             word, name = line.split()
-            (cluster.kill_daemon if word == "kill" else cluster.start_daemon)(name)
+            acts = {"kill": cluster.kill_daemon, "lose": cluster.lose_node, "start": cluster.start_daemon}
+            acts[word](name)
             print("done", flush=True)
 
 

@@ -79,7 +79,7 @@ class Slurm:
             time.sleep(0.1)
 
     def daemon(self, word: str, name: str) -> None:
-        """`kill` or `start` slurmctld, or the slurmd of a node."""
+        """`kill` or `start` slurmctld or the slurmd of a node; `lose` a node with all that runs on it."""
         assert self._keeper.stdin is not None
         assert self._keeper.stdout is not None
         self._keeper.stdin.write(f"{word} {name}\n")

@@ -29,10 +29,40 @@ def test_the_limit_follows_steps_validations_and_saves(tmp_path: Path) -> None:
 
 
 def test_fast_steps_leave_the_least(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
+    watch, record = HangWatch(tmp_path, least_seconds=30), RunRecord(tmp_path)
     for step in range(1, 9):
         record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01)
-    assert HangWatch(tmp_path, least_seconds=30).limit() == 30
+    assert watch.limit() == 30
+
+
+def test_a_run_that_falls_silent_at_once_is_found(tmp_path: Path, clock: list[float]) -> None:
+    """All its rows may come between two looks: the limit of a start must not stay."""
+    record = RunRecord(tmp_path)
+    watch = HangWatch(tmp_path, least_seconds=30)
+    assert watch.verdict() == ""
+    for step in range(1, 40):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01)
+    clock[0] += 1
+    assert watch.verdict() == ""
+    clock[0] += 31
+    assert watch.verdict() == "nothing was logged for 31 s, where 30 s are the run's own limit"
+
+
+def test_the_pace_before_a_restart_says_nothing_of_its_start(tmp_path: Path, clock: list[float]) -> None:
+    record = RunRecord(tmp_path)
+    for step in range(1, 40):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01)
+    watch = HangWatch(tmp_path, least_seconds=30)
+    assert watch.verdict() == ""
+    record.event("resume", step=20)
+    clock[0] += 1
+    assert watch.verdict() == ""
+    clock[0] += START_SECONDS - 1
+    assert watch.verdict() == ""
+    record.metrics(step=21, tokens=21, loss=1.0, step_s=0.01)
+    assert watch.verdict() == ""
+    clock[0] += 31
+    assert "30 s are the run's own limit" in watch.verdict()
 
 
 def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path, clock: list[float]) -> None:

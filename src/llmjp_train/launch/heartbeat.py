@@ -12,9 +12,6 @@ FACTOR = 20.0
 START_SECONDS = 3600.0
 """What the first step of a start may take: data, weights, compilation, communicators."""
 
-_LEARN_SECONDS = 60.0
-"""The pace is learned anew this often, since it means reading the record."""
-
 
 class HangWatch:
     """Learns how long steps take and says when the run has been silent for too long."""
@@ -22,11 +19,11 @@ class HangWatch:
     def __init__(self, run_dir: Path, *, least_seconds: float) -> None:
         self._record = RunRecord(run_dir)
         self._least = least_seconds
-        self._began = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._sizes: tuple[int, ...] = ()
-        self._seen = 0
         self._limit = START_SECONDS
         self._learned = float("-inf")
+        self._rows_before = len(self._record.read_metrics(latest=False))
 
     def verdict(self) -> str:
         """Why the run is taken to hang; empty while it is not."""
@@ -36,18 +33,23 @@ class HangWatch:
         )
         now = time.monotonic()
         if sizes != self._sizes:
-            self._seen += bool(self._sizes)
             self._sizes, self._moved = sizes, now
-            if self._seen > 2 and now - self._learned > _LEARN_SECONDS:
-                self._limit, self._learned = self.limit(), now
             return ""
         silent = now - self._moved
+        if silent <= self._least:
+            return ""
+        # The record is read once a silence, and then alone: a run that falls silent within its first second
+        # has shown its pace in those rows, however often it was looked at before.
+        if self._learned <= self._moved:
+            self._limit, self._learned = self.limit(), now
         if silent <= self._limit:
             return ""
         return f"nothing was logged for {silent:.0f} s, where {self._limit:.0f} s are the run's own limit"
 
     def limit(self) -> float:
-        """Seconds of silence that are not normal for this run."""
+        """Seconds of silence that are not normal for this run; a start counts as one until its first row."""
+        if len(self._record.read_metrics(latest=False)) == self._rows_before:
+            return max(self._least, START_SECONDS)
         rows = self._record.read_metrics()[-200:]
         steps = [row["step_s"] for row in rows if row.get("step_s")]
         apart = [b["step"] - a["step"] for a, b in itertools.pairwise(rows) if b["step"] > a["step"]]
@@ -58,6 +60,6 @@ class HangWatch:
             e.get("seconds") or 0 for e in self._record.read_events()[-200:] if e["kind"] == "save"
         ]
         if not steps:
-            return START_SECONDS
+            return max(self._least, START_SECONDS)
         usual: float = statistics.median(steps) * max(1, statistics.median(apart) if apart else 1)
         return max(self._least, FACTOR * usual) + 3 * (longest + max(saves, default=0))
