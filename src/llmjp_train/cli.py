@@ -30,7 +30,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "incidents",
         "note",
     ),
-    "Evaluate and publish": ("evaluate", "follow", "compare", "export", "import", "generate", "report"),
+    "Evaluate and publish": (
+        "evaluate",
+        "follow",
+        "compare",
+        "export",
+        "import",
+        "generate",
+        "report",
+        "release",
+        "verify",
+    ),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 _OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])", re.DOTALL)
@@ -46,8 +56,7 @@ The usual path, on your own machine:
   llmjp train experiment=tiny-cpu tokenizer.path=my-tokenizer data.sources.small.path=my-data
   llmjp train runs/tiny-cpu parallel.data=2      # go on with it, on two processes
   llmjp evaluate runs/tiny-cpu
-  llmjp export runs/tiny-cpu
-  llmjp report runs/tiny-cpu
+  llmjp release runs/tiny-cpu                    # model, cards, report and record; llmjp verify checks it
 
 Everything that is not a flag is a Hydra override: experiment=llm-jp-3-13b, optimizer.lr=1e-4.
 'llmjp COMMAND --help' says more. 'llmjp train --dry-run experiment=...' costs nothing and shows every number."""

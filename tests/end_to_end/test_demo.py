@@ -47,6 +47,9 @@ def check(folder: Path, out: str) -> None:
     assert parity["passed"] is True
     assert parity["level"] == "whole"
     assert record.read_evaluations()
+    assert "level reached: whole" in out
+    manifest = json.loads((folder / "release" / "release.json").read_text())
+    assert manifest["parameters"] == int(re.search(r"^parameters +([\d,]+)", out, re.M)[1].replace(",", ""))
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "own_reading" in page
     for card in ("README.en.md", "README.ja.md"):

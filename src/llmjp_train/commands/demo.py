@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 def _clear(out: Path) -> None:
     import shutil
 
-    known = {"text", "tokenizer", "data", "run", "model", "report.html"}
+    known = {"text", "tokenizer", "data", "run", "model", "report.html", "release"}
     strange = [path.name for path in out.iterdir() if path.name not in known]
     if strange:
         raise UserError(f"{out} holds {', '.join(sorted(strange))}, which no demo made: nothing was removed")
@@ -177,6 +177,8 @@ def _path(demo: Demo) -> None:
     demo.llmjp("export to Hugging Face format", "export", run, "--out", model)
     demo.llmjp("text from the exported model", "generate", model, PROMPT, "--max-tokens", "40")
     demo.llmjp("report and model card", "report", run, "--out", str(out / "report.html"))
+    demo.llmjp("a release", "release", run, "--out", str(out / "release"))
+    demo.llmjp("the release, checked as a stranger would", "verify", str(out / "release"))
 
 
 def _summary(demo: Demo, seconds: float) -> None:
@@ -200,5 +202,6 @@ def _summary(demo: Demo, seconds: float) -> None:
         ("model", "the model in Hugging Face format with its parity certificate"),
         ("report.html", "the report: open it in a browser"),
         ("run/README.en.md", "the model card, in Japanese beside it"),
+        ("release", "all of it to publish, with checksums: llmjp verify checks it anywhere"),
     ):
         print(f"  {out / name}: {what}")

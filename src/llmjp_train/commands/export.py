@@ -79,7 +79,7 @@ def _export(args: argparse.Namespace, config: Any, checkpoint: Any, out: Path, l
     saved = args.run / "tokenizer"
     source = {"run": config.name, "step": checkpoint.step, "checkpoint": checkpoint.path.name}
     try:
-        with _Bars() as bars:
+        with Bars() as bars:
             done = export(
                 CheckpointReader(checkpoint.path),
                 config,
@@ -123,10 +123,10 @@ def _tell(done: Any) -> None:
         )
 
 
-class _Bars:
+class Bars:
     """One progress bar for each thing that takes time."""
 
-    def __enter__(self) -> "_Bars":
+    def __enter__(self) -> "Bars":
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.config.model import ModelConfig, Position
 from llmjp_train.model.attention import make_context
 from llmjp_train.model.decoder import Block
 from llmjp_train.model.hf import Entry, Family, entries, family_of, from_hf_config
 from llmjp_train.model.norm import make_norm
 from llmjp_train.model.shapes import parameter_shapes
-from llmjp_train.publish.weights import FolderTensors, available_memory, load_decoder
+from llmjp_train.publish.weights import FolderTensors, Masters, available_memory, load_decoder
 
 CERTIFICATE = "parity.json"
 
@@ -52,7 +51,7 @@ class Comparison:
     """An exported folder beside the checkpoint that it was made from."""
 
     folder: Path
-    reader: CheckpointReader
+    reader: Masters
     config: ModelConfig
     dtype: torch.dtype
     problems: list[str] = field(default_factory=list)
@@ -136,7 +135,7 @@ class Comparison:
 
 def certify(
     folder: Path,
-    reader: CheckpointReader,
+    reader: Masters,
     config: ModelConfig,
     *,
     dtype: str,

@@ -40,7 +40,7 @@ def check_place(out: Path, force: bool) -> None:
 
 
 @contextmanager
-def partial_folder(out: Path, size: int) -> Iterator[Path]:
+def partial_folder(out: Path, size: int, what: str = "export") -> Iterator[Path]:
     """A folder beside ``out`` with room for ``size`` bytes, gone at the end unless it was renamed.
 
     Raises:
@@ -51,13 +51,13 @@ def partial_folder(out: Path, size: int) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < size:
-            raise UserError(f"the export needs {size:,} bytes, {out.parent} has {free:,}: take another --out")
+            raise UserError(f"the {what} needs {size:,} bytes, {out.parent} has {free:,}: take another --out")
         partial.mkdir()
         yield partial
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else 0
         raise UserError(
-            f"the export to {out} failed: {error}. It needs {size:,} bytes, {free:,} are free there: "
+            f"the {what} to {out} failed: {error}. It needs {size:,} bytes, {free:,} are free there: "
             "make room, or take another --out"
         ) from error
     finally:

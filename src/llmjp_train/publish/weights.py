@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.config.model import ModelConfig
 from llmjp_train.errors import UserError
 from llmjp_train.model.decoder import Decoder
@@ -16,6 +16,19 @@ from llmjp_train.model.shapes import parameter_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+
+class Masters(Protocol):
+    """Parameters by logical name behind ``master.``: a checkpoint's, or an exported folder's."""
+
+    def names(self) -> list[str]:
+        """Names of what is held."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor."""
 
 
 class FolderTensors:
@@ -42,7 +55,7 @@ class FolderTensors:
             return tuple(file.get_slice(name).get_shape())
 
 
-def load_decoder(reader: CheckpointReader, config: ModelConfig, rounded: torch.dtype) -> Decoder:
+def load_decoder(reader: Masters, config: ModelConfig, rounded: torch.dtype) -> Decoder:
     """Our decoder in float32 with a checkpoint's masters rounded to a dtype, read one at a time.
 
     Raises:
@@ -59,7 +72,7 @@ def load_decoder(reader: CheckpointReader, config: ModelConfig, rounded: torch.d
     return decoder
 
 
-def check_shapes(reader: CheckpointReader, config: ModelConfig) -> None:
+def check_shapes(reader: Masters, config: ModelConfig) -> None:
     """Compare a checkpoint's masters with a model, by name and shape.
 
     Raises:

@@ -79,7 +79,7 @@ class RunRecord:
         With ``latest``, rows that a resume took again are dropped: for each step and kind of row the
         newest counts, and steps after the one that a resume went back to are dropped until redone.
         """
-        rows = self._read("metrics.jsonl")
+        rows = self.read_lines("metrics.jsonl")
         if not latest:
             return rows
         newest: dict[tuple[int, str], dict[str, Any]] = {}
@@ -95,7 +95,7 @@ class RunRecord:
 
     def read_events(self) -> list[dict[str, Any]]:
         """Events in the order in which they happened, with what others than the writer wrote beside them."""
-        found = (self._read(name) for name in ("events.jsonl", *BESIDE))
+        found = (self.read_lines(name) for name in ("events.jsonl", *BESIDE))
         return list(heapq.merge(*found, key=lambda event: str(event.get("time", ""))))
 
     def beside(self, name: str, kind: str, **fields: Any) -> None:
@@ -144,7 +144,8 @@ class RunRecord:
         self._repaired.add(path)
         waiting.clear()
 
-    def _read(self, name: str) -> list[dict[str, Any]]:
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Every line of a file of the record, without one that a killed writer left unfinished."""
         path = self.path / name
         if not path.is_file():
             return []

@@ -1,0 +1,78 @@
+"""`llmjp release`: one checkpoint with all that a stranger needs to use and to check it.
+
+The folder holds the model in Hugging Face format with its parity certificate, cards in English and Japanese, the
+report, the run record up to the checkpoint, release.json and SHA256SUMS. `llmjp verify` checks it anywhere.
+"""
+
+import argparse
+from pathlib import Path
+
+from llmjp_train import exit_codes
+
+SUMMARY = "make a folder to publish: model, cards, report and record, which anyone can check"
+USES_CONFIG = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the checkpoint, and what to state."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--step", default="latest", help="a step, latest (default) or latest-valid")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to make (RUN/release/step-XXXXXXXX otherwise)"
+    )
+    parser.add_argument(
+        "--licence", metavar="ID", help="the model's licence, e.g. apache-2.0; else listed as missing"
+    )
+    parser.add_argument(
+        "--language", metavar="CODES", default="ja", help="languages of the model, e.g. ja,en (default: ja)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="format of the weights (bfloat16)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave users, hosts, folders and secrets as the record has them (they are replaced otherwise)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an earlier release")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be released and what is missing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Release; see `add_arguments`."""
+    from llmjp_train.checkpoint.listing import choose
+    from llmjp_train.publish.facts import facts
+    from llmjp_train.publish.release import Wanted, missing_facts, release
+    from llmjp_train.publish.weights import parse_step
+    from llmjp_train.runlog.reading import open_run
+
+    record = open_run(args.run)
+    checkpoint = choose(args.run, parse_step(args.step))
+    out = args.out or args.run / "release" / f"step-{checkpoint.step:08d}"
+    if args.dry_run:
+        print(f"checkpoint  {checkpoint.path.name}\nfolder      {out}")
+        _tell(missing_facts(facts(record), checkpoint.step, args.licence))
+        return exit_codes.OK
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from llmjp_train.commands.export import Bars
+
+    disable_progress_bar()  # its bars would run into ours
+    languages = [code.strip() for code in args.language.split(",") if code.strip()]
+    wanted = Wanted(args.licence, languages, args.dtype, keep_names=args.keep)
+    with Bars() as bars:
+        done = release(args.run, checkpoint, out, wanted, force=args.force, progress=bars)
+    print(f"written to {done.folder}; {len(done.checks)} places agree; check it with: llmjp verify {out}")
+    _tell(done.missing)
+    return exit_codes.OK
+
+
+def _tell(missing: list[str]) -> None:
+    for what in missing:
+        print(f"missing     {what}")

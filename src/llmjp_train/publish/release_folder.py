@@ -1,0 +1,58 @@
+"""What lies in a release, and what of it follows from the rest."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmjp_train.errors import UserError
+from llmjp_train.publish.card import LANGUAGES, card
+from llmjp_train.publish.facts import Facts
+
+SCHEMA = 1
+"""Version of release.json; a reader refuses newer ones."""
+MANIFEST, SUMS, RECORD, REPORT = "release.json", "SHA256SUMS", "record", "report.html"
+CARDS = {"en": "README.md", "ja": "README.ja.md"}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """release.json.
+
+    Raises:
+        UserError: there is none, it is damaged, or a newer version made it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is no release (no {MANIFEST} in it): llmjp release RUN makes one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(content["schema"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): get the release again") from error
+    if schema > SCHEMA:
+        raise UserError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update llmjp-train")
+    return dict(content)
+
+
+def pages(found: Facts, licence: str | None, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and content of the pages, which follow from the record and these arguments alone."""
+    for language in LANGUAGES:
+        yield CARDS[language], card(found, language, licence=licence, languages=languages)
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS, as ``sha256sum --check`` reads it."""
+    lines = [f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files_of(folder)]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file of a release but SHA256SUMS itself."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
