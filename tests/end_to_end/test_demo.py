@@ -49,7 +49,8 @@ def check(folder: Path, out: str) -> None:
     assert record.read_evaluations()
     assert "level reached: whole" in out
     manifest = json.loads((folder / "release" / "release.json").read_text())
-    assert manifest["parameters"] == int(re.search(r"^parameters +([\d,]+)", out, re.M)[1].replace(",", ""))
+    steps = {row["step"]: row["tokens"] for row in record.read_metrics() if "loss" in row}
+    assert manifest["tokens"] == steps[manifest["step"]]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "own_reading" in page
     for card in ("README.en.md", "README.ja.md"):
