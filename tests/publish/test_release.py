@@ -25,6 +25,11 @@ SECRET = "hf_abcdefghijklmnopqrstuvwx"
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tokenizer_folder: Path) -> Path:
     """A run of 20 steps with a checkpoint at 10 that it was resumed from, on another number of ranks."""
     run = tmp_path_factory.mktemp("release") / "run"
+    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["statements"] == [{"input": "small.jsonl", "licence": None, "origin": None}]
+    said = [{"input": "small.jsonl", "licence": "CC0-1.0", "origin": "made by this test"}]
+    prepared = shutil.copytree(prepared, run.parent / "prepared")
+    (prepared / "manifest.json").write_text(json.dumps(manifest | {"statements": said}), encoding="utf-8")
     words = small_run(run, prepared, tokenizer_folder, "checkpoint.every_steps=10")
     assert train(1, [*words, "schedule.length=10"]) == [exit_codes.OK]
     assert train(2, [*words, "parallel.data=2"]) == [exit_codes.OK] * 2
@@ -87,6 +92,9 @@ def test_an_earlier_step_is_released_with_the_record_up_to_it(trained: Path, tmp
     assert (manifest["step"], manifest["tokens"]) == (10, 10 * 6 * 32)
     assert max(row["step"] for row in RunRecord(out / "record").read_metrics()) == 10
     assert any("licence (--licence" in what for what in manifest["missing"])
+    assert not any("data source" in what for what in manifest["missing"])
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "CC0-1.0 (small.jsonl: made by this test)" in card
     assert failed(out) == set()
 
 
@@ -134,6 +142,7 @@ CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     ),
     "a resume's start removed": ("record/events.jsonl", _without_first("resume"), "chain of resumes"),
     "a save removed": ("record/events.jsonl", _without_first("save"), "chain of resumes"),
+    "a licence of the data": ("record/data.json", lambda text: text.replace("CC0-1.0", "CC-BY-4.0"), "cards"),
     "another tokenizer": ("tokenizer.json", _another_tokenizer, "tokenizer"),
 }  # fmt: skip
 """File, change, and the check that finds it although SHA256SUMS was written anew."""

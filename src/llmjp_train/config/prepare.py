@@ -26,6 +26,10 @@ class PrepareConfig:
     """What turns text into ids (group tokenizer)."""
     text_key: str = "text"
     """Field of a JSONL object, or column, that holds the text."""
+    licence: str = ""
+    """Licence of the text, for cards and releases, e.g. CC BY-SA 4.0; texts of the catalogue know theirs."""
+    origin: str = ""
+    """Where the text comes from, for cards and releases; texts of the catalogue know it."""
     workers: int = 0
     """Processes; 0: one a core. The output does not depend on it."""
     seed: int = 1234

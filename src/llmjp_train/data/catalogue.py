@@ -133,6 +133,15 @@ def corpora() -> list[str]:
     return [name for name, wanted in entries().items() if wanted.kind == "corpus"]
 
 
+def statement(name: str, licence: str = "", origin: str = "") -> dict[str, Any]:
+    """Licence and origin of an input of `prepare`: the catalogue's of its own texts, else what the user says."""
+    wanted = entries().get(name)
+    if wanted is None:
+        return {"input": Path(name).name, "licence": licence or None, "origin": origin or None}
+    where = f"{wanted.source} at {wanted.revision}" if wanted.revision else wanted.source
+    return {"input": name, "licence": wanted.licence, "origin": where}
+
+
 def get(name: str, root: Path | None = None, *, told: Told = silent, address: str | None = None) -> Path:
     """An entry's file, or its folder where there are several; compared with their sha256 once a process.
 

@@ -23,6 +23,12 @@ def validation_prefix(path: str, validation: str) -> Path | None:
     return inside if inside.with_name("validation.idx").is_file() else None
 
 
+def statements(path: str) -> list[dict[str, Any]]:
+    """Licence and origin of each input of a prepared folder; none for foreign files and old manifests."""
+    found: list[dict[str, Any]] = (manifest_of(Path(path)) or {}).get("statements", [])
+    return found
+
+
 def manifest_of(path: Path) -> dict[str, Any] | None:
     """The manifest of a prepared folder, given that folder or a prefix in it; none for foreign files."""
     folder = path if path.is_dir() else path.parent if path.name in ("train", "validation") else None

@@ -22,6 +22,7 @@ import tokenizers
 
 from llmjp_train import __version__
 from llmjp_train.config.prepare import PrepareConfig
+from llmjp_train.data.catalogue import statement
 from llmjp_train.data.download import sha256
 from llmjp_train.data.manifest import MANIFEST
 from llmjp_train.data.progress import Progress
@@ -48,7 +49,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     settings = _settings(config, tokenizer)
     finished = _finished(out, settings, files)
     if finished is not None:
-        return finished
+        return _state_again(out, finished, _statements(config))
     try:
         with _only_one(out):
             return _run(config, files, tokenizer, out, settings)
@@ -96,6 +97,7 @@ def _run(
             _input(path, digest, [f for f in facts if f["file"] == str(path)])
             for path, digest in zip(files, digests, strict=True)
         ],
+        "statements": _statements(config),
         "malformed": malformed,
         "empty": sum(f["empty"] for f in facts),
         "special_tokens_in_text": sum(f["special"] for f in facts),
@@ -103,11 +105,28 @@ def _run(
     for name, total in zip(("train", "validation"), totals, strict=True):
         both = {suffix: sha256(out / f"{name}{suffix}") for suffix in (".bin", ".idx")}
         manifest[name] = {**asdict(total), "dtype": train.dtype.name, "sha256": both}
+    _write_manifest(out, manifest)
+    shutil.rmtree(parts)
+    return manifest
+
+
+def _statements(config: PrepareConfig) -> list[dict[str, Any]]:
+    return [statement(name, config.licence, config.origin) for name in config.input]
+
+
+def _state_again(out: Path, finished: dict[str, Any], said: list[dict[str, Any]]) -> dict[str, Any]:
+    """Take a licence or origin that is stated now; who says nothing takes nothing back."""
+    if not any(each["licence"] or each["origin"] for each in said) or finished.get("statements") == said:
+        return finished
+    changed = finished | {"statements": said}
+    _write_manifest(out, changed)
+    return changed
+
+
+def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     part = out / (MANIFEST + ".part")
     part.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     part.replace(out / MANIFEST)
-    shutil.rmtree(parts)
-    return manifest
 
 
 def _settings(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:

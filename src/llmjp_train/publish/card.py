@@ -246,6 +246,7 @@ def _sources(found: Facts) -> list[dict[str, Any]]:
             "tokens": _text(value.get("tokens"), ","),
             "seen": _text(seen.get(name), ","),
             "fingerprint": str(value.get("fingerprint") or "")[:16] or None,
+            "licence": found.licences[name],
         }
         for name, value in (_of(found.data, "data", "sources") or {}).items()
     ]

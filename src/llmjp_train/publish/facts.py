@@ -103,6 +103,23 @@ class Facts:
         return found
 
     @property
+    def licences(self) -> dict[str, str | None]:
+        """Licence and origin of each data source, its inputs in order; none where any of them has no licence."""
+        sources = (self.data.get("data") or {}).get("sources") or {}
+        said = self.data.get("statements") or {}
+        found: dict[str, str | None] = {}
+        for name in sources:
+            parts = said.get(name) or []
+            complete = bool(parts) and all(part.get("licence") for part in parts)
+            words = (
+                f"{part['licence']} ({part['input']}: {part.get('origin') or 'origin not stated'})"
+                for part in parts
+                if complete
+            )
+            found[name] = "; ".join(words) or None
+        return found
+
+    @property
     def final_evaluations(self) -> list[Evaluation]:
         """Evaluations beside the training, or else the newest one in it."""
         beside = [found for found in self.evaluations if not found.in_loop]

@@ -167,7 +167,11 @@ def missing_facts(found: Facts, step: int, licence: str | None) -> list[str]:
         missing.append("the model's licence (--licence states it)")
     if not found.data:
         missing.append("the data's fingerprints")
-    missing.append("licences and origins of the data sources")
+    missing += [
+        f"licence and origin of data source {name} (llmjp prepare licence=… origin=…)"
+        for name, licence in found.licences.items()
+        if licence is None
+    ]
     if not any(evaluation.step == step for evaluation in found.evaluations):
         missing.append(f"an evaluation of step {step} (llmjp evaluate makes it)")
     if not source.get("commit"):
