@@ -97,15 +97,15 @@ def _figures(
             verdict.note(word, share, f"step {step + 1}: {'gradient ' * (word == 'norm')}{word}")
 
 
-def gradient_bounds(reference: Measurement) -> dict[str, float]:
+def gradient_bounds(gradients: dict[str, Tensor]) -> dict[str, float]:
     """Largest allowed difference of an element of each gradient."""
-    largest = {name: float(value.abs().max()) for name, value in reference.gradients.items()}
+    largest = {name: float(value.abs().max()) for name, value in gradients.items()}
     floor = FLOOR * max(largest.values())
     return {name: GRADIENT * value + floor for name, value in largest.items()}
 
 
 def _gradients(verdict: Verdict, found: Measurement, reference: Measurement) -> None:
-    for name, allowed in gradient_bounds(reference).items():
+    for name, allowed in gradient_bounds(reference.gradients).items():
         if name not in found.gradients:
             verdict.note("gradient", math.inf, f"step 1: gradient of {name} is missing")
             continue
@@ -113,19 +113,33 @@ def _gradients(verdict: Verdict, found: Measurement, reference: Measurement) -> 
         verdict.note("gradient", share, f"step 1: gradient of {name}")
 
 
-def _weights(verdict: Verdict, found: Measurement, reference: Measurement, settings: OptimizerConfig) -> None:
-    """|difference| <= sum over steps of lr * min(2 c, (1 + c) dg / (sqrt(v) + eps))."""
+def weight_bound(
+    weight: Tensor, squares: list[Tensor], gradient: float, lr: float, settings: OptimizerConfig
+) -> Tensor:
+    """Largest allowed difference of each element of a weight after the steps of ``squares``.
+
+    |difference| <= sum over steps of lr * min(2 c, (1 + c) dg / (sqrt(v) + eps)), and the weight's own rounding.
+
+    Args:
+        squares: Adam's second moment, corrected for its start, after each step.
+        gradient: largest allowed difference of an element of the gradient.
+    """
     momentum = momentum_bound(settings.beta1, settings.beta2)
-    for name, gradient in gradient_bounds(reference).items():
+    allowed = torch.zeros_like(weight)
+    for square in squares:
+        update = (1 + momentum) * gradient / (square.sqrt() + settings.eps)
+        allowed += lr * update.clamp(max=2 * momentum)
+    # Each step also rounds the weight itself, in both.
+    return allowed + len(squares) * 2**-22 * weight.abs()
+
+
+def _weights(verdict: Verdict, found: Measurement, reference: Measurement, settings: OptimizerConfig) -> None:
+    for name, gradient in gradient_bounds(reference.gradients).items():
         if name not in found.weights:
             verdict.note("weight", math.inf, f"step {len(reference.losses)}: {name} is missing")
             continue
-        allowed = torch.full_like(reference.weights[name], 0.0)
-        for squares in reference.squares:
-            update = (1 + momentum) * gradient / (squares[name].sqrt() + settings.eps)
-            allowed += settings.lr * update.clamp(max=2 * momentum)
-        # Each step also rounds the weight itself, in both.
-        allowed += len(reference.losses) * 2**-22 * reference.weights[name].abs()
+        squares = [each[name] for each in reference.squares]
+        allowed = weight_bound(reference.weights[name], squares, gradient, settings.lr, settings)
         share = float(
             ((found.weights[name] - reference.weights[name]).abs() / allowed.clamp(min=1e-12)).max()
         )
