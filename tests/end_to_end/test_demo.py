@@ -54,7 +54,7 @@ def check(folder: Path, out: str) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "own_reading" in page
     for card in ("README.en.md", "README.ja.md"):
-        assert f"{best:.3f}" in (folder / "run" / card).read_text(encoding="utf-8")
+        assert f"{best:.4f}" in (folder / "run" / card).read_text(encoding="utf-8")
 
 
 @pytest.mark.full

@@ -1,6 +1,7 @@
-"""How far a layout may be from one process. docs/decisions/0005 derives the bounds."""
+"""How far a layout may be from one process. docs/decisions/0004 derives the bounds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ GRADIENT = 2e-5
 FLOOR = 1e-6
 """fp32: the same, relative to the largest of the model: what cancels to zero is rounding noise of what does not."""
 BF16 = 4.0
-"""bf16: times the distance of the reference from itself in another order of reduction."""
+"""bf16: times the largest distance of the reference from itself in other orders of reduction."""
 
 
 @dataclass
@@ -49,12 +50,12 @@ def compare(
     found: Measurement,
     reference: Measurement,
     settings: OptimizerConfig,
-    other: Measurement | None = None,
+    others: Sequence[Measurement] = (),
 ) -> Verdict:
     """Compare a layout with one process.
 
     Args:
-        other: the reference in another order of reduction, whose distance is the unit; none: fp32's bounds.
+        others: the reference in other orders of reduction, whose largest distance is the unit; none: fp32's bounds.
     """
     verdict = Verdict()
     order = [f"initial weights: {name}" for name in reference.initial if name not in found.initial]
@@ -62,34 +63,46 @@ def compare(
         if name in found.initial and not torch.equal(found.initial[name], value):
             order.append(f"initial weights: {name} differs")
     verdict.failures += order
-    _figures(verdict, found, reference, other, first=True)
-    if other is None:
+    _figures(verdict, found, reference, others, first=True)
+    if not others:
         _gradients(verdict, found, reference)
     else:
-        _relative(verdict, "gradient", found.gradients, reference.gradients, other.gradients)
-    _figures(verdict, found, reference, other, first=False)
-    if other is None:
+        _relative(verdict, "gradient", found.gradients, reference.gradients, [o.gradients for o in others])
+    _figures(verdict, found, reference, others, first=False)
+    if not others:
         _weights(verdict, found, reference, settings)
     else:
-        moved = {
-            kind: {name: value - which.initial[name] for name, value in which.weights.items()}
-            for kind, which in (("found", found), ("reference", reference), ("other", other))
-            if which.initial
-        }
-        _relative(verdict, "weight", moved["found"], moved["reference"], moved["other"])
+        moved = [_moved(other) for other in others]
+        _relative(verdict, "weight", _moved(found), _moved(reference), moved)
     return verdict
 
 
+def _moved(which: Measurement) -> dict[str, Tensor]:
+    """How far each weight has come from where it started."""
+    return {
+        name: value - which.initial[name] for name, value in which.weights.items() if name in which.initial
+    }
+
+
 def _figures(
-    verdict: Verdict, found: Measurement, reference: Measurement, other: Measurement | None, *, first: bool
+    verdict: Verdict,
+    found: Measurement,
+    reference: Measurement,
+    others: Sequence[Measurement],
+    *,
+    first: bool,
 ) -> None:
     """Losses and norms: of the first step, or of those after it."""
     for kind, allowed in (("losses", LOSS), ("norms", NORM)):
         mine, theirs = getattr(found, kind), getattr(reference, kind)
         steps = range(1) if first else range(1, len(theirs))
-        if other is not None:
-            # One step may agree by chance: the distance over all steps is the unit.
-            noise = max(abs(a - b) / abs(b) for a, b in zip(getattr(other, kind), theirs, strict=True))
+        if others:
+            # One step of one order may agree by chance: the largest distance of all is the unit.
+            noise = max(
+                abs(a - b) / abs(b)
+                for other in others
+                for a, b in zip(getattr(other, kind), theirs, strict=True)
+            )
             allowed = BF16 * max(noise, 1e-4)
         for step in steps:
             share = abs(mine[step] - theirs[step]) / (allowed * abs(theirs[step]))
@@ -156,10 +169,10 @@ def _relative(
     kind: str,
     found: dict[str, Tensor],
     reference: dict[str, Tensor],
-    other: dict[str, Tensor],
+    others: Sequence[dict[str, Tensor]],
 ) -> None:
-    """Distance of each tensor in the 2-norm, in units of the distance that another order makes."""
-    noise = {name: _distance(other[name], value) for name, value in reference.items()}
+    """Distance of each tensor in the 2-norm, in units of the distance that other orders make."""
+    noise = {name: max(_distance(o[name], value) for o in others) for name, value in reference.items()}
     # Another layout's noise falls on other tensors than the reference's own: nine tenths of them are the measure.
     usual = sorted(noise.values())[9 * len(noise) // 10]
     for name, value in reference.items():

@@ -107,24 +107,32 @@ def made_up(config: TrainConfig, step: int) -> list[MicroBatch]:
     return found
 
 
+ORDERS = (0.25, 0.75)
+"""Where a matrix product is cut in two, as a share of its inner size; one alone may agree with none by chance."""
+
+
 @contextmanager
-def other_order() -> Iterator[None]:
-    """Matrix products as the sum of two halves: the same numbers in another order of reduction."""
+def other_order(cut: float) -> Iterator[None]:
+    """Matrix products as the sum of two parts: the same numbers in another order of reduction.
+
+    Args:
+        cut: where the inner size is cut, as a share of it.
+    """
     plain = nn.functional.linear
 
-    def halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        cut = x.shape[-1] // 2
-        product = plain(x[..., :cut], weight[:, :cut]) + plain(x[..., cut:], weight[:, cut:])
+    def parts(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        at = round(cut * x.shape[-1])
+        product = plain(x[..., :at], weight[:, :at]) + plain(x[..., at:], weight[:, at:])
         return product if bias is None else product + bias
 
-    nn.functional.linear = halves  # type: ignore[assignment]
+    nn.functional.linear = parts  # type: ignore[assignment]
     try:
         yield
     finally:
         nn.functional.linear = plain
 
 
-def measure_other_order(rank: int, size: int, config: TrainConfig, steps: int) -> Measurement | None:
+def measure_in_order(rank: int, size: int, config: TrainConfig, steps: int, cut: float) -> Measurement | None:
     """`measure` with `other_order`."""
-    with other_order():
+    with other_order(cut):
         return measure(rank, size, config, steps)

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.config.training import Dtype
 from llmjp_train.launch.forked import run_forked
 from llmjp_train.verify.bounds import Verdict, compare
-from llmjp_train.verify.measure import Measurement, measure, measure_other_order
+from llmjp_train.verify.measure import ORDERS, Measurement, measure, measure_in_order
 from llmjp_train.verify.spec import Spec
 
 STEPS = 4
@@ -32,7 +33,7 @@ class Verifier:
             config: the experiment's form, at a size that trains here; its layout does not matter.
         """
         self._config, self._steps = config, steps
-        self._references: dict[Spec, tuple[Measurement, Measurement | None]] = {}
+        self._references: dict[Spec, tuple[Measurement, list[Measurement]]] = {}
 
     def verify(self, spec: Spec, measured: Callable[..., Measurement | None] = measure) -> Row:
         """Train in one layout and compare with one process.
@@ -42,15 +43,16 @@ class Verifier:
         """
         began = time.perf_counter()
         found = self._measure(measured, spec)
-        reference, other = self._reference(spec)
-        verdict = compare(found, reference, self._config.optimizer, other)
+        reference, others = self._reference(spec)
+        verdict = compare(found, reference, self._config.optimizer, others)
         return Row(spec, verdict, time.perf_counter() - began)
 
-    def _reference(self, spec: Spec) -> tuple[Measurement, Measurement | None]:
+    def _reference(self, spec: Spec) -> tuple[Measurement, list[Measurement]]:
         alone = Spec(dtype=spec.dtype, form=spec.form)
         if alone not in self._references:
-            other = self._measure(measure_other_order, alone) if spec.dtype is Dtype.bf16 else None
-            self._references[alone] = self._measure(measure, alone), other
+            orders = ORDERS if spec.dtype is Dtype.bf16 else ()
+            others = [self._measure(partial(measure_in_order, cut=cut), alone) for cut in orders]
+            self._references[alone] = self._measure(measure, alone), others
         return self._references[alone]
 
     def _measure(self, measured: Callable[..., Measurement | None], spec: Spec) -> Measurement:
