@@ -40,8 +40,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "report",
         "release",
         "verify",
+        "publish",
     ),
 }
+TOGETHER: dict[tuple[str, ...], str] = {
+    ("save", "stop", "cancel"): "a checkpoint of a running run; the same and its end; the end of its jobs",
+    ("resume", "requeue"): "submit a job that goes on with a run; save, end and queue a run again",
+}
+"""Commands that the guide tells in one line."""
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 _OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])", re.DOTALL)
 
@@ -84,7 +90,12 @@ def _guide() -> str:
     lines = []
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<13} {_module(name).SUMMARY}" for name in names]
+        left = list(names)
+        while left:
+            told = next((several for several in TOGETHER if several[0] == left[0]), (left[0],))
+            del left[: len(told)]
+            summary = TOGETHER.get(told) or _module(told[0]).SUMMARY
+            lines.append(f"  {', '.join(told):<13} {summary}")
     return GUIDE.format(version=__version__, commands="\n".join(lines))
 
 
