@@ -11,7 +11,7 @@ import pytest
 
 from llmjp_train.checkpoint.listing import CheckpointInfo
 from llmjp_train.errors import UserError
-from llmjp_train.evaluate.follow import Follower
+from llmjp_train.evaluate.follow import Action, Follower
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -39,7 +39,8 @@ def test_each_checkpoint_is_evaluated_once_and_the_run_is_untouched(run_dir: Pat
     results = sorted(path.name for path in out.glob("step-*-own_choice.json"))
     assert results == ["step-00000010-own_choice.json", "step-00000020-own_choice.json"]
     state = json.loads((out / "follow.json").read_text())["checkpoints"]
-    assert [(entry["state"], entry["attempts"]) for entry in state.values()] == [("done", 1)] * 2
+    evaluated = [entry["evaluate"] for entry in state.values()]
+    assert [(entry["state"], entry["attempts"]) for entry in evaluated] == [("done", 1)] * 2
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
     again = llmjp("follow", str(run_dir), "--once", *SETTINGS)
     assert again.returncode == 0
@@ -54,16 +55,16 @@ def test_a_damaged_checkpoint_is_tried_again_and_given_up_in_words(run_dir: Path
     shards[0].write_bytes(b"\0" * shards[0].stat().st_size)
     done = llmjp("follow", str(run_dir), "--once", "attempts=2", "--output", str(tmp_path / "o"), *SETTINGS)
     assert done.returncode == 1
-    assert "given up: steps 20" in done.stdout
+    assert "given up: step 20 (evaluate)" in done.stdout
     entries = json.loads((tmp_path / "o/follow.json").read_text())["checkpoints"]
-    by_step = {entry["step"]: entry for entry in entries.values()}
+    by_step = {entry["step"]: entry["evaluate"] for entry in entries.values()}
     assert (by_step[20]["state"], by_step[20]["attempts"]) == ("failed", 2)
     assert by_step[20]["error"].startswith("exit code")
     assert by_step[10]["state"] == "done"
 
 
 def follower(run_dir: Path, out: Path, act: Any, attempts: int = 3) -> Follower:
-    return Follower(run_dir, out, act, attempts, lambda text: None)
+    return Follower(run_dir, out, [Action("evaluate", act)], attempts, lambda text: None)
 
 
 def test_the_newest_comes_first_and_failures_come_again(run_dir: Path, tmp_path: Path) -> None:
@@ -90,7 +91,8 @@ def test_one_that_was_killed_goes_on(run_dir: Path, tmp_path: Path) -> None:
     first._lock.close()
     seen: list[int] = []
     second = follower(run_dir, tmp_path / "o", lambda info: seen.append(info.step) or "")
-    assert second.state["checkpoints"][next(iter(second.state["checkpoints"]))]["state"] == "begun"
+    (entry,) = second.state["checkpoints"].values()
+    assert entry["evaluate"]["state"] == "begun"
     while second.turn():
         pass
     assert seen == [20, 10]
@@ -114,6 +116,24 @@ def test_a_new_checkpoint_is_taken_up_and_an_incomplete_one_is_not(run_dir: Path
     assert seen == [10, 20]
 
 
+def test_actions_come_in_order_and_what_failed_is_not_published(run_dir: Path, tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def action(name: str, fails: int | None = None, needs: str | None = None) -> Action:
+        def act(info: CheckpointInfo) -> str:
+            done.append(f"{name} {info.step}")
+            return "no luck" if info.step == fails else ""
+
+        return Action(name, act, lambda info: name == "a" or info.step in (10, 20), needs)
+
+    actions = [action("a", fails=20), action("b", fails=10), action("c", needs="b")]
+    worker = Follower(run_dir, tmp_path / "o", actions, 2, lambda text: None, oldest_first=True)
+    while worker.turn():
+        pass
+    assert done == ["a 10", "b 10", "b 10", "a 20", "a 20", "b 20", "c 20"]
+    assert worker.given_up == ["step 10 (b)", "step 20 (a)"]
+
+
 def test_wrong_places_are_refused(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lies inside the run"):
         follower(run_dir, run_dir / "evaluations", lambda info: "")
@@ -131,7 +151,10 @@ def test_wrong_places_are_refused(run_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("do=[publish]",), "give [evaluate]"),
+        (("do=[evaluate,import]",), "give some of [evaluate, export, publish]"),
+        (("do=[publish,export]", "to=x"), "in this order"),
+        (("do=[publish]", "to=x"), "publish sends what export makes"),
+        (("do=[export,publish]",), "name a target"),
         (("attempts=0",), "attempts=0"),
         (("tasks=[own_chioce]",), "did you mean own_choice"),
     ],

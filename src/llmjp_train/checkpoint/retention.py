@@ -15,14 +15,16 @@ def kept(steps: Iterable[int], config: CheckpointConfig) -> set[int]:
     """Steps among ``steps`` that retention keeps."""
     ordered = sorted(steps)
     newest = set(ordered[-max(1, config.keep_last) :])
-    return {
-        step
-        for step in ordered
-        if step in newest
-        or (config.keep_every and step % config.keep_every == 0)
+    return {step for step in ordered if step in newest or kept_for_good(step, config)}
+
+
+def kept_for_good(step: int, config: CheckpointConfig) -> bool:
+    """Whether retention never removes a checkpoint of this step."""
+    return (
+        bool(config.keep_every and step % config.keep_every == 0)
         or step in config.keep_steps
         or (config.log_spaced and step in LOG_SPACED)
-    }
+    )
 
 
 def prune(run_dir: Path, config: CheckpointConfig, epoch: int, *, protect: Iterable[int] = ()) -> list[str]:

@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave users, hosts, folders and secrets as the record has them (they are replaced otherwise)",
     )
+    parser.add_argument(
+        "--evaluations", type=Path, metavar="DIR", help="a folder of further evaluations (llmjp follow's)"
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="release from a run that still runs: what comes later is not in it",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier release")
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be released and what is missing"
@@ -65,7 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
     disable_progress_bar()  # its bars would run into ours
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    wanted = Wanted(args.licence, languages, args.dtype, keep_names=args.keep)
+    wanted = Wanted(
+        args.licence,
+        languages,
+        args.dtype,
+        keep_names=args.keep,
+        live=args.live,
+        evaluations=args.evaluations,
+    )
     with Bars() as bars:
         done = release(args.run, checkpoint, out, wanted, force=args.force, progress=bars)
     print(f"written to {done.folder}; {len(done.checks)} places agree; check it with: llmjp verify {out}")

@@ -70,7 +70,14 @@ class FollowConfig:
     """Root configuration of `llmjp follow`."""
 
     do: list[str] = field(default_factory=lambda: ["evaluate"])
-    """What is done with each new complete checkpoint: evaluate."""
+    """What is done with each new complete checkpoint, in this order: evaluate; export (a release of each step that
+    retention keeps for good, and of the last one) and publish (of these)."""
+    to: str = ""
+    """Where releases are published: a target of ``llmjp publish``."""
+    licence: str | None = None
+    """The models' licence, stated in the releases, e.g. apache-2.0; none: listed as missing."""
+    languages: list[str] = field(default_factory=lambda: ["ja"])
+    """Languages of the models, stated in the releases."""
     suite: str = "japanese"
     """Suite of tasks."""
     tasks: list[str] = field(default_factory=list)

@@ -1,8 +1,13 @@
-"""Takes up each new complete checkpoint of a run once, beside the training and without touching its directory."""
+"""Takes up each new complete checkpoint of a run once, beside the training and without touching its directory.
+
+What is done with a checkpoint is a list of actions. Each is done once, tried again when it fails, and comes after
+those before it; one that ``needs`` another waits for its success.
+"""
 
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,21 @@ from llmjp_train.checkpoint.listing import CheckpointInfo, committed
 from llmjp_train.errors import UserError
 
 STATE = "follow.json"
+SCHEMA = 2
+"""Version of follow.json; one of an earlier version is not gone on with."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing to do with a checkpoint."""
+
+    name: str
+    act: Callable[[CheckpointInfo], str]
+    """Does the work; an empty text, or what went wrong."""
+    wanted: Callable[[CheckpointInfo], bool] = lambda info: True
+    """Whether it is to be done with a checkpoint."""
+    needs: str | None = None
+    """Name of the action that must have succeeded before."""
 
 
 class Follower:
@@ -20,15 +40,17 @@ class Follower:
         self,
         run: Path,
         out: Path,
-        act: Callable[[CheckpointInfo], str],
+        actions: Sequence[Action],
         attempts: int,
         say: Callable[[str], None],
+        *,
+        oldest_first: bool = False,
     ) -> None:
         """
         Args:
             out: folder of results and of this record; not inside the run.
-            act: does the work; an empty text, or what went wrong.
-            attempts: how often a checkpoint is tried.
+            attempts: how often each action is tried on a checkpoint.
+            oldest_first: in the order of training; else the newest first: its figures are wanted most.
 
         Raises:
             UserError: ``out`` lies inside the run, belongs to another run, or is in use by another process.
@@ -46,16 +68,20 @@ class Follower:
                 f"{out} is in use by another `llmjp follow`: end it, or name another --output"
             ) from error
         self.run, self.out, self.attempts = run, out, attempts
-        self._act, self._say = act, say
+        self._actions, self._say, self._oldest_first = actions, say, oldest_first
         self.state = self._read()
 
     def _read(self) -> dict[str, Any]:
         path = self.out / STATE
         if not path.is_file():
-            return {"schema": 1, "run": str(self.run.resolve()), "checkpoints": {}}
+            return {"schema": SCHEMA, "run": str(self.run.resolve()), "checkpoints": {}}
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found.get("run") != str(self.run.resolve()):
             raise UserError(f"{path} tells of another run ({found.get('run')}): name another --output")
+        if found.get("schema") != SCHEMA:
+            raise UserError(
+                f"{path} was written by another version (schema {found.get('schema')}): name another --output"
+            )
         return found
 
     def _write(self) -> None:
@@ -63,37 +89,48 @@ class Follower:
         part.write_text(json.dumps(self.state, indent=2) + "\n", encoding="utf-8")
         part.replace(self.out / STATE)
 
-    def waiting(self) -> list[CheckpointInfo]:
-        """Complete checkpoints that are neither done nor given up, the newest first: its figures are wanted most."""
-        known = self.state["checkpoints"]
-        return [
-            info
-            for info in reversed(committed(self.run))
-            if (entry := known.get(info.path.name, {})).get("state") != "done"
-            and entry.get("attempts", 0) < self.attempts
-        ]
+    def waiting(self) -> tuple[CheckpointInfo, Action] | None:
+        """The next action; none where every checkpoint's are done or given up."""
+        infos = committed(self.run)
+        for info in infos if self._oldest_first else reversed(infos):
+            entry = self.state["checkpoints"].get(info.path.name, {})
+            for action in self._actions:
+                held = entry.get(action.name, {})
+                if held.get("state") == "done" or held.get("attempts", 0) >= self.attempts:
+                    continue
+                if action.needs is not None and entry.get(action.needs, {}).get("state") != "done":
+                    continue
+                if action.wanted(info):
+                    return info, action
+        return None
 
     def turn(self) -> bool:
-        """Work on one checkpoint; whether there was one."""
-        waiting = self.waiting()
-        if not waiting:
+        """Do one thing with one checkpoint; whether there was one."""
+        found = self.waiting()
+        if found is None:
             return False
-        info = waiting[0]
-        entry = self.state["checkpoints"].setdefault(info.path.name, {"step": info.step, "attempts": 0})
+        info, action = found
+        checkpoint = self.state["checkpoints"].setdefault(info.path.name, {"step": info.step})
+        entry = checkpoint.setdefault(action.name, {"attempts": 0})
         entry["attempts"] += 1
         entry["state"] = "begun"
         self._write()
-        self._say(f"step {info.step}: attempt {entry['attempts']} of {self.attempts}")
-        wrong = self._act(info)
+        self._say(f"step {info.step}: {action.name}, attempt {entry['attempts']} of {self.attempts}")
+        wrong = action.act(info)
         entry["state"] = "failed" if wrong else "done"
         entry["error"] = wrong
         entry["time"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
-        self._say(f"step {info.step}: {wrong or 'done'}")
+        self._say(f"step {info.step}: {action.name}: {wrong or 'done'}")
         return True
 
     @property
-    def given_up(self) -> list[int]:
-        """Steps whose every attempt failed."""
-        entries = self.state["checkpoints"].values()
-        return [e["step"] for e in entries if e["state"] != "done" and e["attempts"] >= self.attempts]
+    def given_up(self) -> list[str]:
+        """Steps and actions whose every attempt failed."""
+        return [
+            f"step {checkpoint['step']} ({action.name})"
+            for checkpoint in self.state["checkpoints"].values()
+            for action in self._actions
+            if (entry := checkpoint.get(action.name, {})).get("state") not in ("done", None)
+            and entry["attempts"] >= self.attempts
+        ]

@@ -1,7 +1,9 @@
 """A release: model, certificate, cards, report and record in one folder that a stranger can check."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import yaml
 
 from llmjp_train import __version__
-from llmjp_train.checkpoint.listing import CheckpointInfo
+from llmjp_train.checkpoint.listing import COMMITTED, CheckpointInfo
 from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.config.compose import load_config
 from llmjp_train.errors import UserError
@@ -41,6 +43,10 @@ class Wanted:
     languages: Sequence[str] = ("ja",)
     dtype: str = "bfloat16"
     max_shard_bytes: int = MAX_SHARD
+    live: bool = False
+    """Release from a run that still runs: what happens later is not in it."""
+    evaluations: Path | None = None
+    """A folder of further evaluations, as ``llmjp follow`` leaves them."""
     keep_names: bool = False
     """Leave users, hosts, folders and secrets as the record has them."""
 
@@ -75,26 +81,30 @@ def release(
     out = out.absolute()
     record = RunRecord(run)
     state, reason = run_state(run, record.read_events())
-    if state == "running":
-        raise UserError(f"{run} is running ({reason}): its record still grows; stop it first (llmjp stop)")
+    if state == "running" and not wanted.live:
+        raise UserError(
+            f"{run} is running ({reason}): its record still grows; stop it first (llmjp stop), or say --live: "
+            "what happens later is then not in the release"
+        )
     config = load_config(run / "config.yaml")
     clear_leftovers(out)
     check_place(out, force)
     size = sum(shard.bytes for shard in plan(config.model, wanted.dtype, wanted.max_shard_bytes))
     saved = run / "tokenizer"
     with partial_folder(out, size, "release") as partial:
-        export(
-            CheckpointReader(checkpoint.path),
-            config,
-            saved if saved.is_dir() else None,
-            partial,
-            dtype=wanted.dtype,
-            max_shard_bytes=wanted.max_shard_bytes,
-            source={"run": config.name, "step": checkpoint.step, "checkpoint": checkpoint.path.name},
-            progress=progress,
-        )
+        with _still_there(checkpoint):
+            export(
+                CheckpointReader(checkpoint.path),
+                config,
+                saved if saved.is_dir() else None,
+                partial,
+                dtype=wanted.dtype,
+                max_shard_bytes=wanted.max_shard_bytes,
+                source={"run": config.name, "step": checkpoint.step, "checkpoint": checkpoint.path.name},
+                progress=progress,
+            )
         rules = None if wanted.keep_names else redaction(record)
-        copy = copy_record(record, partial / RECORD, checkpoint.step, rules)
+        copy = copy_record(record, partial / RECORD, checkpoint.step, rules, wanted.evaluations)
         found = facts(copy)
         _write_manifest(partial, found, checkpoint, wanted)
         write_pages(partial, found, wanted)
@@ -112,10 +122,33 @@ def release(
     return Released(out, missing, checks)
 
 
-def copy_record(record: RunRecord, out: Path, step: int, rules: Redaction | None) -> RunRecord:
+@contextmanager
+def _still_there(checkpoint: CheckpointInfo) -> Iterator[None]:
+    """A checkpoint that a live run's retention removes while it is read is told as that.
+
+    Raises:
+        UserError: it is gone.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        if (checkpoint.path / COMMITTED).is_file():
+            raise
+        raise UserError(
+            f"{checkpoint.path.name} was removed while it was read, as the run's retention says: release a newer "
+            "one, or keep its like with checkpoint.keep_steps or checkpoint.keep_every"
+        ) from error
+
+
+def copy_record(
+    record: RunRecord, out: Path, step: int, rules: Redaction | None, evaluations: Path | None = None
+) -> RunRecord:
     """The record up to a checkpoint in another folder: all events, metrics and evaluations up to ``step``.
 
     Events after it stay: what failed later belongs to the story of the run.
+
+    Args:
+        evaluations: folder of further evaluations; the run's own goes before one of the same name.
     """
     copy = RunRecord(out)
     hide: Callable[[Any], Any] = (lambda value: value) if rules is None else rules.value
@@ -129,10 +162,23 @@ def copy_record(record: RunRecord, out: Path, step: int, rules: Redaction | None
         if lines:
             text = "".join(json.dumps(hide(line), ensure_ascii=False) + "\n" for line in lines)
             (out / name).write_text(text, encoding="utf-8")
-    for name, payload in record.read_evaluations().items():
-        if payload.get("step") is not None and payload["step"] <= step:
-            _write_json(out / "evaluations" / f"{name}.json", hide(payload))
+    for folder in (record.path / "evaluations", *([evaluations] if evaluations else [])):
+        _copy_evaluations(folder, out / "evaluations", step, hide)
     return copy
+
+
+def _copy_evaluations(folder: Path, out: Path, step: int, hide: Callable[[Any], Any]) -> None:
+    """Results up to ``step`` with their items' lines, which hold no text of the items."""
+    for path in sorted(folder.glob("*.json")):
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        if "tasks" not in payload or payload.get("step") is None or payload["step"] > step:
+            continue
+        if (out / path.name).exists():
+            continue
+        _write_json(out / path.name, hide(payload))
+        items = folder / payload["items_file"] if payload.get("items_file") else None
+        if items is not None and items.is_file():
+            shutil.copyfile(items, out / items.name)
 
 
 def _write_json(path: Path, value: Any) -> None:
