@@ -9,7 +9,7 @@ from helpers.releases import SECRET
 from helpers.runs import train
 from helpers.toy import small_run
 
-from llmjp_train import exit_codes
+from llmjp_train import cli, exit_codes
 from llmjp_train.checkpoint.listing import choose
 from llmjp_train.publish.release import Wanted, release
 from llmjp_train.runlog.record import RunRecord
@@ -27,6 +27,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tokenizer_
     words = small_run(run, prepared, tokenizer_folder, "checkpoint.every_steps=10")
     assert train(1, [*words, "schedule.length=10"]) == [exit_codes.OK]
     assert train(2, [*words, "parallel.data=2"]) == [exit_codes.OK] * 2
+    words = ["tasks=[own_choice]", "limit=8", "num_fewshot=1", "device=cpu"]
+    assert cli.main(["evaluate", str(run), *words]) == exit_codes.OK
     record = RunRecord(run)
     record.beside(
         "notes.jsonl", "note", step=12, text=f"see /home/taro/logs/a.txt, {SECRET}, taro@example.jp"
@@ -39,4 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tokenizer_
 
 @pytest.fixture(scope="session")
 def released(trained: Path) -> Path:
-    return release(trained, choose(trained), trained.parent / "released", Wanted("apache-2.0")).folder
+    text = trained.parent / "licence.txt"
+    text.write_text("the words of a licence")
+    wanted = Wanted("apache-2.0", text, ["日本語モデルの会"])
+    return release(trained, choose(trained), trained.parent / "released", wanted).folder

@@ -1,20 +1,24 @@
 """Releases of a run that was trained, stopped and resumed: what is in one, and what is found when it was changed."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from helpers.releases import SECRET
 
 from llmjp_train import cli, exit_codes
 from llmjp_train.checkpoint.listing import choose
+from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.errors import UserError
 from llmjp_train.publish.redact import Redaction
 from llmjp_train.publish.release import Wanted, release
-from llmjp_train.publish.release_folder import write_sums
-from llmjp_train.publish.verification import check_arithmetic, check_hashes
+from llmjp_train.publish.release_folder import additions, with_additions, without_additions, write_sums
+from llmjp_train.publish.verification import check_arithmetic, check_hashes, check_items
 from llmjp_train.runlog.record import RunRecord
 
 
@@ -52,6 +56,112 @@ def test_a_release_is_accepted_up_to_the_whole_model(
     assert files >= {"model.safetensors", "config.json", "parity.json", "tokenizer.json", "README.md"}
     assert files >= {"README.ja.md", "report.html", "release.json", "SHA256SUMS", "record"}
     assert json.loads((released / "release.json").read_text())["licence"] == "apache-2.0"
+    assert (released / "LICENSE").read_text() == "the words of a licence"
+    citation = yaml.safe_load((released / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["authors"] == [{"name": "日本語モデルの会"}]
+    assert f"torch=={torch.__version__}" in (released / "requirements.lock").read_text()
+    said = {check["name"]: check["said"] for check in found["checks"] if check["level"] == "whole"}
+    assert said["evaluation items"].startswith("8 of 8 run again")
+
+
+@pytest.mark.slow
+def test_the_card_shows_figures_with_words(released: Path) -> None:
+    for card, words in (
+        ("README.md", "Training loss in nats a token"),
+        ("README.ja.md", "学習損失（nats/トークン）"),
+    ):
+        text = (released / card).read_text(encoding="utf-8")
+        shown = dict(re.findall(r"!\[([^\]]+)\]\((figures/[\w.-]+)\)", text))
+        assert list(shown.values()) == ["figures/loss.png", "figures/learning-rate.png"]
+        assert words in next(iter(shown))
+        assert "at 3,840 tokens" in next(iter(shown)) or "3,840 トークンで" in next(iter(shown))
+    assert (released / "figures/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+ADDED = "<!-- addition -->\nAsk us at the workshop.\n<!-- end of addition -->\n"
+
+
+@pytest.mark.slow
+def test_what_people_add_to_a_card_is_kept_where_marked(trained: Path, copy: Path) -> None:
+    edit(copy / "README.md", lambda text: text.replace("\n## Data\n", f"\n{ADDED}\n## Data\n", 1))
+    assert failed(copy) == {"SHA256SUMS"}
+    again = release(trained, choose(trained), copy, Wanted("mit"), force=True)
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    assert ADDED in card
+    assert "license: mit" in card
+    assert failed(copy) == set()
+    assert any("1 additions by hand" in check.said for check in again.checks)
+    edit(copy / "README.md", lambda text: text.replace("| Layers | 2 |", "| Layers | 3 |", 1))
+    with pytest.raises(UserError, match=r"contradicts the record: README\.md: says '\| Layers \| 3 \|'"):
+        release(trained, choose(trained), copy, Wanted("mit"), force=True)
+    assert ADDED in (copy / "README.md").read_text(encoding="utf-8"), "nothing was replaced"
+
+
+def test_additions_come_back_where_they_stood() -> None:
+    card = "# A\n\ntext\n\n## B\n\n- x\n\n## C\n\nend\n"
+    mark = "<!-- addition -->\n{}\n<!-- end of addition -->"
+    added = {
+        "# A": mark.format("a"),
+        "## B": mark.format("one\n\n## a heading of theirs") + "\n\n" + mark.format("two"),
+        "## C": mark.format("at the end"),
+    }
+    text = with_additions(card, added)
+    assert without_additions(text) == card
+    assert additions(text) == added
+    moved = with_additions("# A\n\ntext\n", added)
+    assert without_additions(moved) == "# A\n\ntext\n"
+    assert all(addition in moved for addition in added.values()), "also of sections that are gone"
+
+
+@pytest.mark.slow
+def test_an_item_whose_scores_were_made_up_is_found_by_running_it(copy: Path) -> None:
+    path = copy / "record/evaluations/step-00000020-own_choice.items.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[0]["loglikelihoods"] = [score - 5 for score in lines[0]["loglikelihoods"]]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_sums(copy)
+    assert failed(copy) == set(), "it does not contradict itself"
+    (check,), left_out = check_items(copy)
+    assert not check.passed
+    assert f"item {lines[0]['id']}:" in check.said
+    assert left_out == []
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_pruned_while_it_is_read_says_so(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    checkpoint = choose(run, 10)
+
+    reader = CheckpointReader.read
+
+    def read(self: CheckpointReader, name: str) -> torch.Tensor:
+        if checkpoint.path.exists():
+            shutil.rmtree(checkpoint.path)
+        return reader(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointReader, "read", read)
+        with pytest.raises(UserError, match=r"was removed while it was read.*checkpoint\.keep_every"):
+            release(run, checkpoint, tmp_path / "out", Wanted())
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.slow
+def test_a_run_without_evaluations_and_from_unknown_code_lists_both(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "evaluations")
+    environment = json.loads((run / "environment.json").read_text())
+    for source, said in (
+        (None, "the source revision of the training code"),
+        ({"commit": "a" * 40, "changed": True}, "the changes that the training code had beside its commit"),
+    ):
+        (run / "environment.json").write_text(json.dumps(environment | {"source": source}))
+        missing = release(run, choose(run), tmp_path / "out", Wanted(), force=True).missing
+        assert said in missing
+        assert any("an evaluation of step 20" in what for what in missing)
+        assert failed(tmp_path / "out") == set()
+    checks, left_out = check_items(tmp_path / "out")
+    assert (checks, left_out) == ([], ["evaluation items: the release holds none of step 20"])
 
 
 @pytest.mark.slow
@@ -99,6 +209,12 @@ def _without_first(kind: str) -> Callable[[str], str]:
     return change
 
 
+def _other_hash(text: str) -> str:
+    first = re.search(r'"kind": "save".*?"sha256": "(\w{8})', text)
+    assert first is not None
+    return text.replace(first[1], "0" * 8, 1)
+
+
 CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "a number of the card": ("README.md", lambda text: text.replace("| Layers | 2 |", "| Layers | 3 |"), "cards"),
     "a number of the Japanese card": ("README.ja.md", lambda text: text.replace("| 2 |", "| 3 |", 1), "cards"),
@@ -113,6 +229,17 @@ CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "a resume's start removed": ("record/events.jsonl", _without_first("resume"), "chain of resumes"),
     "a save removed": ("record/events.jsonl", _without_first("save"), "chain of resumes"),
     "a licence of the data": ("record/data.json", lambda text: text.replace("CC0-1.0", "CC-BY-4.0"), "cards"),
+    "the hash of a save": ("record/events.jsonl", _other_hash, "chain of resumes"),
+    "an item's result": (
+        "record/evaluations/step-00000020-own_choice.items.jsonl",
+        lambda text: re.sub(r'"acc": (?:1|0)', lambda m: f'"acc": {1 - int(m[0][-1])}', text, count=1),
+        "evaluation items",
+    ),
+    "a figure of an evaluation": (
+        "record/evaluations/step-00000020-own_choice.json",
+        lambda text: re.sub(r'"value": [\d.]+', '"value": 0.9375', text, count=1),
+        "evaluation items",
+    ),
     "another tokenizer": ("tokenizer.json", _another_tokenizer, "tokenizer"),
 }  # fmt: skip
 """File, change, and the check that finds it although SHA256SUMS was written anew."""

@@ -1,5 +1,6 @@
 """Which checkpoints a run directory holds, and which of them to go on from."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ class CheckpointInfo:
     """UTC, ISO 8601."""
     layout: dict[str, Any]
     """Layout that saved it; any other can load it."""
+    sha256: str
+    """Of its COMMITTED file, and through it of all: that names the index, which names every chunk's checksum."""
 
 
 def folder_name(step: int, epoch: int) -> str:
@@ -38,11 +41,12 @@ def read_info(path: Path) -> CheckpointInfo:
     """
     step, epoch = (int(part.rpartition("-")[2]) for part in path.name.split("."))
     try:
-        value = json.loads((path / COMMITTED).read_text(encoding="utf-8"))
+        content = (path / COMMITTED).read_bytes()
+        value = json.loads(content)
         size, time, layout = sum(value["files"].values()), str(value["time"]), dict(value["layout"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        size, time, layout = 0, "", {}
-    return CheckpointInfo(step, path, epoch, size, time, layout)
+        return CheckpointInfo(step, path, epoch, 0, "", {}, "")
+    return CheckpointInfo(step, path, epoch, size, time, layout, hashlib.sha256(content).hexdigest())
 
 
 def committed(run_dir: Path) -> list[CheckpointInfo]:

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--licence", metavar="ID", help="the model's licence, e.g. apache-2.0; else listed as missing"
     )
     parser.add_argument(
+        "--licence-text", type=Path, metavar="FILE", help="the licence's words, to lie in the release"
+    )
+    parser.add_argument(
+        "--author", action="append", default=[], metavar="NAME", help="whom to cite; once for each"
+    )
+    parser.add_argument(
         "--language", metavar="CODES", default="ja", help="languages of the model, e.g. ja,en (default: ja)"
     )
     parser.add_argument(
@@ -62,9 +68,20 @@ def run(args: argparse.Namespace) -> int:
     record = open_run(args.run)
     checkpoint = choose(args.run, parse_step(args.step))
     out = args.out or args.run / "release" / f"step-{checkpoint.step:08d}"
+    languages = [code.strip() for code in args.language.split(",") if code.strip()]
+    wanted = Wanted(
+        args.licence,
+        args.licence_text,
+        args.author,
+        languages,
+        args.dtype,
+        keep_names=args.keep,
+        live=args.live,
+        evaluations=args.evaluations,
+    )
     if args.dry_run:
         print(f"checkpoint  {checkpoint.path.name}\nfolder      {out}")
-        _tell(missing_facts(facts(record), checkpoint.step, args.licence))
+        _tell(missing_facts(facts(record), checkpoint.step, wanted))
         return exit_codes.OK
 
     from transformers.utils.logging import disable_progress_bar
@@ -72,15 +89,6 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.commands.export import Bars
 
     disable_progress_bar()  # its bars would run into ours
-    languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    wanted = Wanted(
-        args.licence,
-        languages,
-        args.dtype,
-        keep_names=args.keep,
-        live=args.live,
-        evaluations=args.evaluations,
-    )
     with Bars() as bars:
         done = release(args.run, checkpoint, out, wanted, force=args.force, progress=bars)
     print(f"written to {done.folder}; {len(done.checks)} places agree; check it with: llmjp verify {out}")

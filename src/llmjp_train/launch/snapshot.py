@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ def take(folder: Path, config_yaml: str, cluster: ClusterConfig) -> dict[str, An
         for name in RESOURCES:
             shutil.copytree(resource(name), folder / "code" / name, ignore=ignore)
     found = environment()
-    found["distributions"] = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     if cluster.image:
         found["image"] = image(cluster.image)
     _write(folder / "environment.json", {"schema": 1, **found})

@@ -13,6 +13,7 @@ from llmjp_train import __version__
 from llmjp_train.errors import UserError
 from llmjp_train.publish import japanese
 from llmjp_train.publish.facts import Facts, Score
+from llmjp_train.publish.figures import Figure
 from llmjp_train.publish.japanese import STATES
 from llmjp_train.publish.report import write_text
 from llmjp_train.runlog.reading import describe, is_incident, median, validations
@@ -56,9 +57,18 @@ def write_cards(
 
 
 def card(
-    found: Facts, language: str, *, licence: str | None = None, languages: Sequence[str] = ("ja",)
+    found: Facts,
+    language: str,
+    *,
+    licence: str | None = None,
+    languages: Sequence[str] = ("ja",),
+    drawn: Sequence[Figure] = (),
 ) -> str:
-    """The model card in ``language``, en or ja; see `write_cards`."""
+    """The model card in ``language``, en or ja; see `write_cards`.
+
+    Args:
+        drawn: figures that lie beside it.
+    """
     bad = [code for code in languages if not (code.isalpha() and code.islower() and 2 <= len(code) <= 3)]
     if bad or not languages:
         raise UserError(
@@ -91,6 +101,7 @@ def card(
         starts=[_event(event, language) for event in found.starts],
         incidents=[_event(event, language) for event in found.events if is_incident(event)],
         length=_of(found.config, "batch", "sequence_length"),
+        figures=[Markup(figure.markdown(language)) for figure in drawn],
     )
 
 

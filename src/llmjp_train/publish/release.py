@@ -10,25 +10,35 @@ from typing import Any
 
 import yaml
 
-from llmjp_train import __version__
 from llmjp_train.checkpoint.listing import COMMITTED, CheckpointInfo
 from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.config.compose import load_config
 from llmjp_train.errors import UserError
 from llmjp_train.publish.export import MAX_SHARD, export, plan
 from llmjp_train.publish.facts import Facts, facts
+from llmjp_train.publish.figures import write_figures
 from llmjp_train.publish.parity import Progress
 from llmjp_train.publish.place import check_place, clear_leftovers, partial_folder, replace_folder
 from llmjp_train.publish.redact import Redaction, redaction
 from llmjp_train.publish.release_folder import (
+    BEGIN,
+    CARDS,
+    CITATION,
+    END,
+    LICENCE,
+    LOCK,
+    MADE_BY,
     MANIFEST,
     RECORD,
     REPORT,
     SCHEMA,
+    additions,
     pages,
+    with_additions,
     write_sums,
 )
 from llmjp_train.publish.report import render
+from llmjp_train.publish.upload import revision_name
 from llmjp_train.publish.verification import Check, check_arithmetic
 from llmjp_train.runlog.reading import config_values, run_state
 from llmjp_train.runlog.record import BESIDE, RunRecord
@@ -40,6 +50,10 @@ class Wanted:
 
     licence: str | None = None
     """Hugging Face's identifier of the model's licence; none: listed as missing."""
+    licence_text: Path | None = None
+    """File with the licence's words; none: listed as missing."""
+    authors: Sequence[str] = ()
+    """Who is to be cited; none: no CITATION.cff, listed as missing."""
     languages: Sequence[str] = ("ja",)
     dtype: str = "bfloat16"
     max_shard_bytes: int = MAX_SHARD
@@ -89,6 +103,9 @@ def release(
     config = load_config(run / "config.yaml")
     clear_leftovers(out)
     check_place(out, force)
+    added = kept_additions(out)
+    if wanted.licence_text is not None and not wanted.licence_text.is_file():
+        raise UserError(f"--licence-text {wanted.licence_text}: there is no such file")
     size = sum(shard.bytes for shard in plan(config.model, wanted.dtype, wanted.max_shard_bytes))
     saved = run / "tokenizer"
     with partial_folder(out, size, "release") as partial:
@@ -107,7 +124,8 @@ def release(
         copy = copy_record(record, partial / RECORD, checkpoint.step, rules, wanted.evaluations)
         found = facts(copy)
         _write_manifest(partial, found, checkpoint, wanted)
-        write_pages(partial, found, wanted)
+        _write_texts(partial, found, checkpoint, wanted)
+        write_pages(partial, found, wanted, added)
         checks = check_arithmetic(partial)
         wrong = [f"{check.name}: {check.said}" for check in checks if not check.passed]
         if wrong:
@@ -194,23 +212,35 @@ def _write_manifest(folder: Path, found: Facts, checkpoint: CheckpointInfo, want
         "tokens": found.summary.tokens,
         "parameters": found.summary.parameters,
         "vocabulary": (found.config.get("model") or {}).get("vocab_size"),
-        "checkpoint": {"name": checkpoint.path.name, "layout": checkpoint.layout, "time": checkpoint.time},
+        "checkpoint": {
+            "name": checkpoint.path.name,
+            "sha256": checkpoint.sha256,
+            "layout": checkpoint.layout,
+            "time": checkpoint.time,
+        },
         "licence": wanted.licence,
+        "authors": list(wanted.authors),
         "languages": list(wanted.languages),
         "dtype": wanted.dtype,
         "names_removed": not wanted.keep_names,
-        "missing": missing_facts(found, checkpoint.step, wanted.licence),
-        "made_by": f"llmjp-train {__version__}",
+        "missing": missing_facts(found, checkpoint.step, wanted),
+        "made_by": MADE_BY,
     }
     _write_json(folder / MANIFEST, content)
 
 
-def missing_facts(found: Facts, step: int, licence: str | None) -> list[str]:
+def missing_facts(found: Facts, step: int, wanted: Wanted) -> list[str]:
     """What a reader would look for and the record does not hold, in words."""
     source = found.environment.get("source") or {}
     missing = []
-    if licence is None:
+    if wanted.licence is None:
         missing.append("the model's licence (--licence states it)")
+    if wanted.licence_text is None:
+        missing.append("the licence's words (--licence-text FILE adds them)")
+    if not wanted.authors:
+        missing.append("whom to cite (--author NAME, once for each)")
+    if not found.environment.get("distributions"):
+        missing.append("the versions of all packages")
     if not found.data:
         missing.append("the data's fingerprints")
     missing += [
@@ -227,8 +257,46 @@ def missing_facts(found: Facts, step: int, licence: str | None) -> list[str]:
     return missing
 
 
-def write_pages(folder: Path, found: Facts, wanted: Wanted) -> None:
-    """The cards and the report."""
+def write_pages(folder: Path, found: Facts, wanted: Wanted, added: dict[str, dict[str, str]]) -> None:
+    """The cards with their figures and what people added to them, and the report."""
     for name, text in pages(found, wanted.licence, wanted.languages):
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(with_additions(text, added.get(name, {})), encoding="utf-8")
+    write_figures(folder, found)
     (folder / REPORT).write_text(render(found), encoding="utf-8")
+
+
+def kept_additions(out: Path) -> dict[str, dict[str, str]]:
+    """What people added to the cards of the release that is to be replaced.
+
+    Raises:
+        UserError: a card was changed outside its marked additions: it would be lost, and contradicts the record.
+    """
+    if not (out / MANIFEST).is_file():
+        return {}
+    for check in check_arithmetic(out):
+        if check.name == "cards" and not check.passed:
+            raise UserError(
+                f"a card in {out} was edited by hand and contradicts the record: {check.said}. Take that back, or "
+                f"put what you add between the lines {BEGIN} and {END}: it is kept"
+            )
+    return {name: additions((out / name).read_text(encoding="utf-8")) for name in CARDS.values()}
+
+
+def _write_texts(folder: Path, found: Facts, checkpoint: CheckpointInfo, wanted: Wanted) -> None:
+    """Licence, citation and the versions of all packages, where they are known."""
+    if wanted.licence_text is not None:
+        shutil.copyfile(wanted.licence_text, folder / LICENCE)
+    if wanted.authors:
+        citation = {
+            "cff-version": "1.2.0",
+            "message": "If you use this model, please cite it as below.",
+            "title": f"{found.summary.name}, step {checkpoint.step}",
+            "authors": [{"name": name} for name in wanted.authors],
+            "date-released": checkpoint.time[:10],
+            "version": revision_name({"step": checkpoint.step, "tokens": found.summary.tokens}),
+        }
+        (folder / CITATION).write_text(yaml.safe_dump(citation, allow_unicode=True, sort_keys=False), "utf-8")
+    packages = found.environment.get("distributions") or {}
+    if packages:
+        lines = [f"{name}=={version}\n" for name, version in packages.items()]
+        (folder / LOCK).write_text(f"# Python {found.environment['python']}\n" + "".join(lines), "utf-8")

@@ -21,7 +21,18 @@ from llmjp_train.model.hf import Entry, entries
 from llmjp_train.publish import parity
 from llmjp_train.publish.facts import Facts, facts
 from llmjp_train.publish.parity import CERTIFICATE, Progress
-from llmjp_train.publish.release_folder import RECORD, SUMS, digest, files_of, pages, read_manifest
+from llmjp_train.publish.release_folder import (
+    MADE_BY,
+    RECORD,
+    SUMS,
+    additions,
+    digest,
+    files_of,
+    pages,
+    read_manifest,
+    without_additions,
+)
+from llmjp_train.publish.rerun import SAMPLE, evaluations, item_problems, rerun
 from llmjp_train.publish.weights import FolderTensors
 from llmjp_train.runlog.record import RunRecord
 
@@ -170,38 +181,65 @@ class _Arithmetic:
 
     def chain(self) -> Check:
         """Each resume goes on from a checkpoint that an earlier start saved."""
-        saves: set[str] = set()
+        saves: dict[str, str | None] = {}
         epochs: set[int] = set()
         problems = []
         for event in self.facts.events:
             if event["kind"] in ("start", "resume", "fork"):
-                origin = (event.get("origin") or {}).get("checkpoint")
-                if event["kind"] == "resume" and origin not in saves:
-                    problems.append(
-                        f"the resume at step {event['step']} is from {origin}, which no start saved"
-                    )
+                origin = event.get("origin") or {}
+                if event["kind"] == "resume":
+                    problems += self._unsaved(origin, f"the resume at step {event['step']} is from", saves)
                 epochs.add(event.get("epoch", 0))
             elif event["kind"] == "save":
-                saves.add(event["folder"])
+                saves[event["folder"]] = event.get("sha256")
                 epoch = int(event["folder"].rpartition("epoch-")[2])
                 if epoch not in epochs:
                     problems.append(f"{event['folder']} was saved by start {epoch}, of which nothing is told")
-        released = self.manifest["checkpoint"]["name"]
-        if released not in saves:
-            problems.append(f"{released} was released, and no start saved it")
+        released = {"checkpoint": self.manifest["checkpoint"]["name"]} | self.manifest["checkpoint"]
+        problems += self._unsaved(released, "the release is of", saves)
         said = (
             "; ".join(problems) or f"{len(epochs)} starts, {len(saves)} saves, each resume from one of them"
         )
         return Check("arithmetic", "chain of resumes", not problems, said)
 
+    @staticmethod
+    def _unsaved(origin: dict[str, Any], what: str, saves: dict[str, str | None]) -> list[str]:
+        """What is wrong with a checkpoint that something came from; both hashes count where both are recorded."""
+        name, digest = origin.get("checkpoint"), origin.get("sha256")
+        if name not in saves:
+            return [f"{what} {name}, which no start saved"]
+        saved = saves[name]
+        if digest and saved and digest != saved:
+            return [f"{what} {name} with sha256 {digest[:16]}…, and what was saved has {saved[:16]}…"]
+        return []
+
+    def items(self) -> Check:
+        """Each metric again from its items' values, each item's choice from its log-likelihoods."""
+        counted, problems = 0, []
+        for name, payload, lines in evaluations(self.folder):
+            for task, result in payload["tasks"].items():
+                mine = [line for line in lines if line["task"] == task]
+                counted += len(mine)
+                problems += [f"{name}: {task}: {wrong}" for wrong in item_problems(result, mine)]
+        said = "; ".join(problems[:5]) or f"{counted} items give the stated figures"
+        return Check("arithmetic", "evaluation items", not problems, said)
+
     def cards(self) -> Check:
         """Made again from the record, the cards are the ones in the release: every number comes from there."""
-        wrong = []
+        made_by = self.manifest.get("made_by")
+        if made_by != MADE_BY:
+            return Check(
+                "arithmetic", "cards", True, f"not made again: {made_by} made them, this is {MADE_BY}"
+            )
+        wrong, added = [], 0
         for name, text in pages(self.facts, self.manifest["licence"], self.manifest["languages"]):
             held = (self.folder / name).read_text(encoding="utf-8")
-            if held != text:
-                wrong.append(f"{name}: {_first_difference(held, text)}")
+            if (own := without_additions(held)) != text:
+                wrong.append(f"{name}: {_first_difference(own, text)}")
+            added += len(additions(held))
         said = "; ".join(wrong) or "both follow from the record, word for word"
+        if added:
+            said += f"; {added} additions by hand, marked as such, which nothing here checks"
         return Check("arithmetic", "cards", not wrong, said)
 
 
@@ -229,6 +267,7 @@ def check_arithmetic(folder: Path) -> list[Check]:
         ("step", places.step),
         ("tokens", places.tokens),
         ("chain of resumes", places.chain),
+        ("evaluation items", places.items),
         ("cards", places.cards),
     )
     return [_guarded(name, check) for name, check in todo]
@@ -240,6 +279,28 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except (UserError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return Check("arithmetic", name, False, f"cannot be read: {error}")
+
+
+def check_items(folder: Path, *, most: int = SAMPLE) -> tuple[list[Check], list[str]]:
+    """Run a sample of the stored evaluation items again on the release's own weights.
+
+    Returns:
+        The check, none where nothing could be run; and what was not run, and why.
+    """
+    manifest = read_manifest(folder)
+    stored = [one for one in evaluations(folder) if one[1].get("step") == manifest["step"] and one[2]]
+    if not stored:
+        return [], [f"evaluation items: the release holds none of step {manifest['step']}"]
+    found = rerun(folder, stored, dtype=manifest["dtype"], most=most)
+    if not found.items:
+        return [], found.left_out
+    said = (
+        f"{found.items} of {found.stored} run again: log-likelihoods differ by {found.worst:.2f} of what "
+        f"{manifest['dtype']} weights may make"
+    )
+    return [
+        Check("whole", "evaluation items", not found.problems, "; ".join(found.problems[:5]) or said)
+    ], found.left_out
 
 
 def check_parity(folder: Path, *, whole: bool | None, progress: Progress | None = None) -> Iterator[Check]:

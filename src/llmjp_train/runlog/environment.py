@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": {name: _version(name) for name in PACKAGES},
+        "distributions": dict(sorted((found.name, found.version) for found in distributions() if found.name)),
         "cpu": cpu(),
         "devices": _devices(),
         "source": source_revision(),

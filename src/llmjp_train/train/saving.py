@@ -134,6 +134,7 @@ class Saving(Hook):
             "save",
             step=pending.step,
             folder=info.path.name,
+            sha256=info.sha256,
             bytes=info.bytes,
             seconds=seconds,
             reason=pending.reason,
@@ -219,7 +220,12 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     run.step = state["step"]
     run.engine.restore(run.step)
     run.memory = {} if fork else dict(state["memory"])
-    run.origin = {"checkpoint": checkpoint.path.name, "step": run.step, "layout": state["layout"]}
+    run.origin = {
+        "checkpoint": checkpoint.path.name,
+        "sha256": checkpoint.sha256,
+        "step": run.step,
+        "layout": state["layout"],
+    }
     if fork:
         run.origin["fork_of"] = str(run.config.fork.run)
 
