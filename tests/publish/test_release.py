@@ -56,12 +56,29 @@ def test_a_release_is_accepted_up_to_the_whole_model(
     assert files >= {"model.safetensors", "config.json", "parity.json", "tokenizer.json", "README.md"}
     assert files >= {"README.ja.md", "report.html", "release.json", "SHA256SUMS", "record"}
     assert json.loads((released / "release.json").read_text())["licence"] == "apache-2.0"
+    assert "own_choice" in (released / "evaluation/step-00000020-own_choice/index.ja.html").read_text("utf-8")
     assert (released / "LICENSE").read_text() == "the words of a licence"
     citation = yaml.safe_load((released / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["authors"] == [{"name": "日本語モデルの会"}]
     assert f"torch=={torch.__version__}" in (released / "requirements.lock").read_text()
     said = {check["name"]: check["said"] for check in found["checks"] if check["level"] == "whole"}
     assert said["evaluation items"].startswith("8 of 8 run again")
+
+
+@pytest.mark.slow
+def test_the_search_for_test_items_is_told(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    words = ["evaluate", "contamination", str(run), "tasks=[own_choice]"]
+    assert cli.main(words) == exit_codes.OK
+    done = release(run, choose(run), tmp_path / "out", Wanted())
+    assert not any("test items" in what for what in done.missing)
+    assert re.search(
+        r"13-grams\): own_choice 0 of \d+\.", (done.folder / "README.md").read_text(encoding="utf-8")
+    )
+    assert re.search(
+        r"own_choice \d+ 問中 0 問。", (done.folder / "README.ja.md").read_text(encoding="utf-8")
+    )
+    assert failed(done.folder) == set()
 
 
 @pytest.mark.slow
@@ -166,12 +183,16 @@ def test_a_run_without_evaluations_and_from_unknown_code_lists_both(trained: Pat
 
 @pytest.mark.slow
 def test_an_earlier_step_is_released_with_the_record_up_to_it(trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "ten"
-    assert cli.main(["release", str(trained), "--step", "10", "--out", str(out)]) == exit_codes.OK
+    words = ["release", str(trained), "--step", "10,20", "--out", str(tmp_path / "both")]
+    assert cli.main(words) == exit_codes.OK
+    assert failed(tmp_path / "both" / "step-00000020") == set()
+    out = tmp_path / "both" / "step-00000010"
     manifest = json.loads((out / "release.json").read_text())
     assert (manifest["step"], manifest["tokens"]) == (10, 10 * 6 * 32)
     assert max(row["step"] for row in RunRecord(out / "record").read_metrics()) == 10
     assert any("licence (--licence" in what for what in manifest["missing"])
+    assert any("an evaluation of step 10" in what for what in manifest["missing"])
+    assert not (out / "evaluation").exists()
     assert not any("data source" in what for what in manifest["missing"])
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "CC0-1.0 (small.jsonl: made by this test)" in card

@@ -41,10 +41,13 @@ def look(source: str | None, config: "EvaluateConfig", args: argparse.Namespace)
     payload = asdict(report) | {"schema": 1, "source": source, "left_out": asked.skipped}
     if args.scores is not None:
         payload["scores"] = _clean(report, args.scores)
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        path = args.output / "contamination.json"
+    # A run's goes into its record, where cards and releases find it.
+    out = args.output or (Path(source) if (Path(source) / "config.yaml").is_file() else None)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "contamination.json"
         path.write_text(json.dumps(payload, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        _told(f"written to {path}")
     if args.json:
         print(json.dumps(payload, ensure_ascii=False, indent=2))
     else:

@@ -16,9 +16,14 @@ USES_CONFIG = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the checkpoint, and what to state."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument("--step", default="latest", help="a step, latest (default) or latest-valid")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to make (RUN/release/step-XXXXXXXX otherwise)"
+        "--step", default="latest", help="a step, several (10000,20000), latest (default) or latest-valid"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder to make, or to make several in (RUN/release/step-XXXXXXXX otherwise)",
     )
     parser.add_argument(
         "--licence", metavar="ID", help="the model's licence, e.g. apache-2.0; else listed as missing"
@@ -66,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.runlog.reading import open_run
 
     record = open_run(args.run)
-    checkpoint = choose(args.run, parse_step(args.step))
-    out = args.out or args.run / "release" / f"step-{checkpoint.step:08d}"
+    # All are looked for before the first is made.
+    chosen = [choose(args.run, parse_step(word.strip())) for word in args.step.split(",")]
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
     wanted = Wanted(
         args.licence,
@@ -79,9 +84,13 @@ def run(args: argparse.Namespace) -> int:
         live=args.live,
         evaluations=args.evaluations,
     )
+    parent = args.run / "release" if args.out is None else args.out
+    alone = args.out is not None and len(chosen) == 1
+    places = {args.out if alone else parent / f"step-{one.step:08d}": one for one in chosen}
     if args.dry_run:
-        print(f"checkpoint  {checkpoint.path.name}\nfolder      {out}")
-        _tell(missing_facts(facts(record), checkpoint.step, wanted))
+        for out, checkpoint in places.items():
+            print(f"checkpoint  {checkpoint.path.name}\nfolder      {out}")
+            _tell(missing_facts(facts(record), checkpoint.step, wanted))
         return exit_codes.OK
 
     from transformers.utils.logging import disable_progress_bar
@@ -89,10 +98,11 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.commands.export import Bars
 
     disable_progress_bar()  # its bars would run into ours
-    with Bars() as bars:
-        done = release(args.run, checkpoint, out, wanted, force=args.force, progress=bars)
-    print(f"written to {done.folder}; {len(done.checks)} places agree; check it with: llmjp verify {out}")
-    _tell(done.missing)
+    for out, checkpoint in places.items():
+        with Bars() as bars:
+            done = release(args.run, checkpoint, out, wanted, force=args.force, progress=bars)
+        print(f"written to {done.folder}; {len(done.checks)} places agree; check it with: llmjp verify {out}")
+        _tell(done.missing)
     return exit_codes.OK
 
 

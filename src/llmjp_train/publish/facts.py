@@ -1,5 +1,6 @@
 """The figures that a report and a card share, taken from a run record and from nothing else."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,14 @@ class Facts:
     events: list[dict[str, Any]]
     checkpoints: list[CheckpointInfo]
     evaluations: list[Evaluation]
+    contamination: dict[str, Any]
+    """What `llmjp evaluate contamination` found in the training text; empty where nobody looked."""
+
+    @property
+    def touched(self) -> list[tuple[str, int, int]]:
+        """Task, items that the training text holds, items in all; of tasks that were looked for."""
+        held = Counter(each["task"] for each in self.contamination.get("touched", []))
+        return [(task, held[task], items) for task, items in self.contamination.get("items", {}).items()]
 
     @property
     def derived(self) -> Derived | None:
@@ -144,6 +153,7 @@ def facts(record: RunRecord) -> Facts:
         events=record.read_events(),
         checkpoints=committed(record.path),
         evaluations=sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name)),
+        contamination=record.read_json("contamination.json"),
     )
 
 

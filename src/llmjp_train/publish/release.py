@@ -14,6 +14,7 @@ from llmjp_train.checkpoint.listing import COMMITTED, CheckpointInfo
 from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.config.compose import load_config
 from llmjp_train.errors import UserError
+from llmjp_train.publish.evaluation_page import write_evaluation
 from llmjp_train.publish.export import MAX_SHARD, export, plan
 from llmjp_train.publish.facts import Facts, facts
 from llmjp_train.publish.figures import write_figures
@@ -25,6 +26,7 @@ from llmjp_train.publish.release_folder import (
     CARDS,
     CITATION,
     END,
+    EVALUATION,
     LICENCE,
     LOCK,
     MADE_BY,
@@ -38,6 +40,7 @@ from llmjp_train.publish.release_folder import (
     write_sums,
 )
 from llmjp_train.publish.report import render
+from llmjp_train.publish.rerun import stored_evaluations
 from llmjp_train.publish.upload import revision_name
 from llmjp_train.publish.verification import Check, check_arithmetic
 from llmjp_train.runlog.reading import config_values, run_state
@@ -171,7 +174,7 @@ def copy_record(
     copy = RunRecord(out)
     hide: Callable[[Any], Any] = (lambda value: value) if rules is None else rules.value
     copy.create(yaml.safe_dump(hide(config_values(record)), allow_unicode=True, sort_keys=False))
-    for name in ("environment.json", "data.json"):
+    for name in ("environment.json", "data.json", "contamination.json"):
         if content := record.read_json(name):
             _write_json(out / name, hide(content))
     rows = {"metrics.jsonl": [row for row in record.read_metrics() if row["step"] <= step]}
@@ -248,6 +251,8 @@ def missing_facts(found: Facts, step: int, wanted: Wanted) -> list[str]:
         for name, licence in found.licences.items()
         if licence is None
     ]
+    if not found.contamination:
+        missing.append("a search for test items in the training text (llmjp evaluate contamination RUN)")
     if not any(evaluation.step == step for evaluation in found.evaluations):
         missing.append(f"an evaluation of step {step} (llmjp evaluate makes it)")
     if not source.get("commit"):
@@ -262,6 +267,9 @@ def write_pages(folder: Path, found: Facts, wanted: Wanted, added: dict[str, dic
     for name, text in pages(found, wanted.licence, wanted.languages):
         (folder / name).write_text(with_additions(text, added.get(name, {})), encoding="utf-8")
     write_figures(folder, found)
+    for name, payload, lines in stored_evaluations(folder):
+        if lines:
+            write_evaluation(payload, lines, folder / EVALUATION / name)
     (folder / REPORT).write_text(render(found), encoding="utf-8")
 
 

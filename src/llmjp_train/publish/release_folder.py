@@ -17,7 +17,7 @@ SCHEMA = 1
 """Version of release.json; a reader refuses newer ones."""
 MANIFEST, SUMS, RECORD, REPORT = "release.json", "SHA256SUMS", "record", "report.html"
 MADE_BY = f"llmjp-train {__version__}"
-CITATION, LOCK, LICENCE = "CITATION.cff", "requirements.lock", "LICENSE"
+CITATION, LOCK, LICENCE, EVALUATION = "CITATION.cff", "requirements.lock", "LICENSE", "evaluation"
 CARDS = {"en": "README.md", "ja": "README.ja.md"}
 BEGIN, END = "<!-- addition -->", "<!-- end of addition -->"
 """Lines around what people add to a card by hand; the rest of it follows from the record."""

@@ -36,7 +36,7 @@ class Rerun:
     """What was not run, and why."""
 
 
-def evaluations(folder: Path) -> list[Stored]:
+def stored_evaluations(folder: Path) -> list[Stored]:
     """The evaluations of a release; without item lines where it holds none."""
     found = []
     for path in sorted((folder / RECORD / "evaluations").glob("*.json")):

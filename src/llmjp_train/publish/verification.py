@@ -32,7 +32,7 @@ from llmjp_train.publish.release_folder import (
     read_manifest,
     without_additions,
 )
-from llmjp_train.publish.rerun import SAMPLE, evaluations, item_problems, rerun
+from llmjp_train.publish.rerun import SAMPLE, item_problems, rerun, stored_evaluations
 from llmjp_train.publish.weights import FolderTensors
 from llmjp_train.runlog.record import RunRecord
 
@@ -216,7 +216,7 @@ class _Arithmetic:
     def items(self) -> Check:
         """Each metric again from its items' values, each item's choice from its log-likelihoods."""
         counted, problems = 0, []
-        for name, payload, lines in evaluations(self.folder):
+        for name, payload, lines in stored_evaluations(self.folder):
             for task, result in payload["tasks"].items():
                 mine = [line for line in lines if line["task"] == task]
                 counted += len(mine)
@@ -288,7 +288,7 @@ def check_items(folder: Path, *, most: int = SAMPLE) -> tuple[list[Check], list[
         The check, none where nothing could be run; and what was not run, and why.
     """
     manifest = read_manifest(folder)
-    stored = [one for one in evaluations(folder) if one[1].get("step") == manifest["step"] and one[2]]
+    stored = [one for one in stored_evaluations(folder) if one[1].get("step") == manifest["step"] and one[2]]
     if not stored:
         return [], [f"evaluation items: the release holds none of step {manifest['step']}"]
     found = rerun(folder, stored, dtype=manifest["dtype"], most=most)
