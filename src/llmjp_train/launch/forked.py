@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -103,9 +104,12 @@ def _rank(
         value = function(rank, ranks, *args)
         # By value: torch would hand over a tensor's memory, which is gone with the process.
         results.put((rank, False, pickle.dumps(value)))
-        dist.barrier()
-    except BaseException:
+        if dist.is_initialized():  # a whole training run leaves the group itself
+            dist.barrier()
+    except BaseException:  # DCP's CheckpointException is not an Exception
         results.put((rank, True, traceback.format_exc()))
     results.close()
     results.join_thread()
+    sys.stdout.flush()
+    os._exit(0)  # what the parent wants done at its own end is not done here
     os._exit(0)
