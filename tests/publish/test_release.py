@@ -247,6 +247,9 @@ CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "the vocabulary": (
         "config.json", lambda text: text.replace('"vocab_size": 400', '"vocab_size": 401'), "vocabulary",
     ),
+    "the layout that saved it": (
+        "release.json", lambda text: text.replace('"data": 2', '"data": 4', 1), "layout",
+    ),
     "a resume's start removed": ("record/events.jsonl", _without_first("resume"), "chain of resumes"),
     "a save removed": ("record/events.jsonl", _without_first("save"), "chain of resumes"),
     "a licence of the data": ("record/data.json", lambda text: text.replace("CC0-1.0", "CC-BY-4.0"), "cards"),

@@ -164,6 +164,14 @@ class _Arithmetic:
             "record/metrics.jsonl": self.facts.steps[-1]["step"] if every_step and self.facts.steps else None,
         })  # fmt: skip
 
+    def layout(self) -> Check:
+        """Of the start that saved the released checkpoint, by the checkpoint and by the start."""
+        epoch = int(self.manifest["checkpoint"]["name"].rpartition("epoch-")[2])
+        saved = self.manifest["checkpoint"]["layout"]
+        starts = [event["layout"] for event in self.facts.starts if event.get("epoch") == epoch]
+        started = {key: starts[-1].get(key) for key in saved} if starts else None
+        return self.same("layout", {"release.json": saved, "record/events.jsonl": started})
+
     def tokens(self) -> Check:
         """Sequences and tokens of every logged step, by the batch sizes of the configuration."""
         table = phases(self.config)
@@ -265,6 +273,7 @@ def check_arithmetic(folder: Path) -> list[Check]:
         ("vocabulary", places.vocabulary),
         ("tokenizer", places.tokenizer),
         ("step", places.step),
+        ("layout", places.layout),
         ("tokens", places.tokens),
         ("chain of resumes", places.chain),
         ("evaluation items", places.items),
