@@ -14,7 +14,7 @@ from llmjp_train import __version__, exit_codes
 from llmjp_train.errors import UserError
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Begin": ("demo", "doctor"),
+    "Begin": ("demo", "doctor", "selftest"),
     "Data": ("data", "tokenizer", "prepare"),
     "Train": ("plan", "train", "run", "checkpoint", "verify-layout"),
     "Clusters": (

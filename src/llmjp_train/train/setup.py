@@ -14,7 +14,6 @@ from llmjp_train.config.compose import dump_config
 from llmjp_train.config.derive import derived
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
-from llmjp_train.config.training import Dtype
 from llmjp_train.data.manifest import statements
 from llmjp_train.data.stream import TrainingStream, ValidationStream
 from llmjp_train.data.tokenizers import Tokenizer, check_special_tokens, load_tokenizer
@@ -32,7 +31,7 @@ from llmjp_train.train.hooks import (
     Metrics,
     Validation,
 )
-from llmjp_train.train.leak_test import leaks
+from llmjp_train.train.leak_test import allowed, leaks
 from llmjp_train.train.metrics import peak_flops
 from llmjp_train.train.optimizer import parameter_groups
 from llmjp_train.train.run import Run
@@ -117,8 +116,7 @@ def _check_mask(run: Run) -> None:
     """A fault, so that no step is taken, when a document sees another one."""
     config = run.config
     leak = leaks(run.engine, config.model.vocab_size, config.batch.sequence_length)
-    bound = 1e-4 if config.precision.dtype is Dtype.fp32 else 2e-2
-    if not math.isfinite(leak) or leak > bound:
+    if not math.isfinite(leak) or leak > allowed(config.precision.dtype):
         run.record_fault(f"attention crosses documents: changing one moved another's loss by {leak:.3g} nats")
 
 
