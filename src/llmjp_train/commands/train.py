@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def configuration(args: argparse.Namespace) -> "TrainConfig":
     """A new run's configuration, or that of RUN with overrides of values on top; what is to be given stays ???."""
-    from llmjp_train.config.compose import compose, load_config
+    from llmjp_train.config.compose import compose, load_run
 
     if args.run is None:
         from llmjp_train.plan.auto import with_auto
@@ -93,7 +93,7 @@ def configuration(args: argparse.Namespace) -> "TrainConfig":
         raise UserError(
             f"--config-dir {args.config_dir} has no effect with RUN, whose configuration is resolved: leave it out"
         )
-    return load_config(path, args.overrides)
+    return load_run(args.run, path, args.overrides)
 
 
 def _unfit(config: "TrainConfig") -> str:

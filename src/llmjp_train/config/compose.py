@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -315,6 +315,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if messages or typed is None:
         raise ConfigError(messages)
     return cast(TrainConfig, typed)
+
+
+def load_run(run_dir: Path, path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """`load_config` of a run where it is now: one that was moved or copied is itself, and not where it began."""
+    config = load_config(path, overrides)
+    if Path(config.run_dir).resolve() == run_dir.resolve():
+        return config
+    return replace(config, run_dir=str(run_dir))
 
 
 def _fits_a_run(override: Override, messages: list[str]) -> bool:

@@ -155,7 +155,7 @@ def _load(path: Path) -> PreTrainedTokenizerFast:
             f"{path} holds no tokenizer.json and no SentencePiece .model: it is no tokenizer folder"
         )
     try:
-        hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        hf: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its parsers do, plain Exception among it
         raise UserError(f"{path} is no tokenizer that transformers can read: {error}") from error
     if not hf.is_fast:

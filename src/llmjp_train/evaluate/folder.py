@@ -75,6 +75,8 @@ class FolderLM(HFLM):
                 batch_size=batch_size,
                 max_length=max_length,
                 prefix_token_id=self.encoder.prefix_id,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: transformers cannot load the model: {error}") from error

@@ -6,11 +6,15 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from jinja2.exceptions import SecurityError
 
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate.suites import Chosen
-from llmjp_train.evaluate.tasks import MissingDataError, TaskFile
+from llmjp_train.evaluate.tasks import MissingDataError, TaskFile, functions
+from llmjp_train.resources import resource
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -50,6 +54,8 @@ def load_task(chosen: Chosen, include: list[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     task = chosen.task
+    _refuse_code(task)
+    _sandbox_templates()
     # Without the built-in index of 16,000 files this takes milliseconds instead of 14 s.
     manager = TaskManager(include_path=[str(task.path.parent), *include], include_defaults=False)
     overrides: dict[str, Any] = {"task": task.name}
@@ -61,6 +67,8 @@ def load_task(chosen: Chosen, include: list[str]) -> Any:
             loaded = manager.load([{"group": "llmjp", "task": [overrides]}])["tasks"][task.name]
     except UserError:
         raise
+    except SecurityError as error:
+        raise UserError(f"{task.path}: a template of it tries to reach into Python: {error}") from error
     except (ConnectionError, FileNotFoundError) as error:
         if task.local:
             raise
@@ -69,7 +77,7 @@ def load_task(chosen: Chosen, include: list[str]) -> Any:
             f"task {task.name}: its data ({task.settings.get('dataset_path')}) are not in Hugging Face's cache on this "
             "machine: load them once with `datasets` on a machine with a network"
         ) from error
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
         raise UserError(f"{task.path}: lm-evaluation-harness cannot load it: {error}") from error
     # A task file's 0 stands for tasks that take no examples at all (a whole text to score).
     loaded.set_config(key="num_fewshot", value=chosen.num_fewshot)
@@ -77,6 +85,42 @@ def load_task(chosen: Chosen, include: list[str]) -> Any:
     if chosen.num_fewshot:
         _refuse_overlap(chosen, loaded)
     return loaded
+
+
+def _refuse_code(task: TaskFile) -> None:
+    """See that a task file from elsewhere names no code but this project's: a file to read must not run programs.
+
+    Raises:
+        UserError: it does.
+    """
+    import lm_eval
+
+    known = (Path(lm_eval.__file__).parent, resource("eval"))
+    if any(task.path.resolve().is_relative_to(folder.resolve()) for folder in known):
+        return
+    # The harness would look beside the file before it looks for the module of that name.
+    beside = (task.path.parent / "llmjp_train").exists()
+    for name in functions(task.settings):
+        if beside or not name.startswith("llmjp_train.evaluate."):
+            raise UserError(
+                f"{task.path}: it wants the function {name} to be run, and task files may run no code from outside "
+                "the project: say it with the harness's own metrics, filters and templates, or add the function to "
+                "llmjp_train.evaluate"
+            )
+
+
+def _sandbox_templates() -> None:
+    """Render prompts in Jinja's sandbox: the harness's plain environment lets a template reach all of Python."""
+    from jinja2 import BaseLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        safe = SandboxedEnvironment(
+            loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+        )
+        safe.filters.update(utils.env.filters)
+        utils.env = safe
 
 
 def _refuse_overlap(chosen: Chosen, loaded: Any) -> None:
@@ -167,14 +211,17 @@ def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
 
     quiet()
     name = loaded.config.task
-    with _undisturbed(), _no_bar():
-        results: dict[str, Any] = evaluate(
-            lm,
-            {"tasks": {name: loaded}, "groups": {}, "group_map": {}},
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+    try:
+        with _undisturbed(), _no_bar():
+            results: dict[str, Any] = evaluate(
+                lm,
+                {"tasks": {name: loaded}, "groups": {}, "group_map": {}},
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+    except SecurityError as error:
+        raise UserError(f"task {name}: a template of it tries to reach into Python: {error}") from error
     return results
 
 

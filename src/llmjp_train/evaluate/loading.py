@@ -55,7 +55,7 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}): export the run again")
     tokenizer = load_tokenizer(TokenizerConfig(name=folder.name, path=str(folder)))
-    network = Network(_from_folder(folder, dtype_of(config.dtype), device))
+    network = Network(folder_model(folder, dtype_of(config.dtype)).to(device))
     stated = getattr(network.model.config, "max_position_embeddings", None) or 2048
     longest = config.max_length or stated
     if reason := network.why_not(longest):
@@ -65,14 +65,25 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) 
     return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos)
 
 
-def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def folder_model(folder: Path, dtype: torch.dtype) -> Any:
+    """transformers' model of a folder. Its code is never run and its weights are safetensors: a pickle is refused.
+
+    Raises:
+        UserError: transformers cannot load it, or a part of its weights is missing.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: transformers cannot load the model: {error}") from error
     # transformers fills what is not in the files with random numbers and only warns.
     if missing := sorted(report.get("missing_keys") or []):
@@ -80,7 +91,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
             f"{folder}: transformers cannot load the model: its files lack {len(missing)} tensors ({missing[0]}, ...): "
             "copy or export the folder again"
         )
-    return model.to(device)
+    return model
 
 
 def run_lm(

@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -295,11 +295,24 @@ class _Loader(yaml.SafeLoader):
     """YAML with the harness's ``!function`` tag kept as text: nothing is imported to list a task."""
 
 
-def _text(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    return str(node.value)
+class Function(str):
+    """Name of a function that a task file wants the harness to import and call."""
 
 
-_Loader.add_constructor("!function", _text)
+def _named(loader: yaml.SafeLoader, node: yaml.Node) -> Function:
+    return Function(node.value)
+
+
+_Loader.add_constructor("!function", _named)
+
+
+def functions(settings: Any) -> Iterator[Function]:
+    """Every function that a task's settings name."""
+    if isinstance(settings, Function):
+        yield settings
+    elif isinstance(settings, dict | list):
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            yield from functions(value)
 
 
 @cache

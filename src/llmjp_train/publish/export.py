@@ -188,7 +188,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer, family: str) -> None:
     """
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     text = "日本語の文。カタカナ、ひらがな、Latin 123\n２行目 🌸"
     if list(found.encode(text, add_special_tokens=False)) != tokenizer.encode(text):
         raise UserError(

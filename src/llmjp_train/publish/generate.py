@@ -11,6 +11,7 @@ from torch import Tensor
 from llmjp_train.config.data import TokenizerConfig
 from llmjp_train.data.tokenizers import Tokenizer, load_tokenizer
 from llmjp_train.errors import UserError
+from llmjp_train.evaluate.loading import folder_model
 
 _UNFINISHED = "\ufffd"
 """What a decoder shows for bytes that are not a whole character yet."""
@@ -117,15 +118,11 @@ def _encode(tokenizer: Tokenizer, prompt: str, room: int) -> list[int]:
 
 
 def _from_folder(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> int:
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     tokenizer = load_tokenizer(TokenizerConfig(name=folder.name, path=str(folder)))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"transformers cannot load the model in {folder}: {error}") from error
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = folder_model(folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     room = model.config.max_position_embeddings
     ids = _encode(tokenizer, prompt, room)
     ends = {tokenizer.eod_id}

@@ -40,7 +40,9 @@ def read_model(folder: Path) -> ModelConfig:
     if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         raise UserError(f"{folder} holds neither {INDEX} nor {SINGLE}: only safetensors files are read")
     try:
-        hf_config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        hf_config: Any = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     model = from_hf_config(hf_config)

@@ -69,7 +69,7 @@ class Comparison:
         """transformers' model by the folder's config.json, without memory for weights."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         # Eager attention under an explicit mask shares no code with ours, which calls torch's fused one.
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(

@@ -1,12 +1,14 @@
 """Weights of a checkpoint and of an exported folder, a tensor at a time."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmjp_train.config.model import ModelConfig
@@ -31,6 +33,20 @@ class Masters(Protocol):
         """A tensor."""
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
 class FolderTensors:
     """Tensors of a folder's safetensors files by name, read from disk when asked for."""
 
@@ -39,19 +55,19 @@ class FolderTensors:
         if index.is_file():
             files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         else:
-            with safe_open(folder / SINGLE, framework="pt") as file:
+            with opened(folder / SINGLE) as file:
                 files = dict.fromkeys(file.keys(), SINGLE)
         self.folder, self.files = folder, files
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
+        with opened(self.folder / self.files[name]) as file:
             found: Tensor = file.get_tensor(name)
         return found
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
+        with opened(self.folder / self.files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
 
