@@ -85,6 +85,30 @@ def test_a_lead_time_below_the_planned_step_and_save_is_refused(capsys: pytest.C
     assert cli.main(["submit", *words]) == exit_codes.OK
 
 
+def test_a_run_that_does_not_fit_is_refused_in_the_plan_s_words_and_forced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llmjp_train.config.compose import compose
+    from llmjp_train.plan.account import unfit
+
+    words = [
+        "experiment=llm-jp-13b-v2-mdx",
+        "parallel.recompute=none",
+        "batch.micro_batch=4",
+        "run_dir=/fast/r",
+    ]
+    said = unfit(compose("train", words, partial=True))
+    assert "GiB too much" in said
+    assert cli.main(["submit", "--print", *words]) == exit_codes.BAD_INPUT
+    told = capsys.readouterr().err
+    assert said in told
+    assert "--force submits it all the same" in told
+    assert cli.main(["submit", "--print", "--plain", "--force", *words]) == exit_codes.OK
+    script = capsys.readouterr()
+    assert said in script.err, "forced, not silenced"
+    assert "submit --prepare --force" in script.out, "the script that submits itself is forced too"
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
