@@ -123,6 +123,7 @@ def test_a_batch_that_no_data_parallel_size_divides(capsys: pytest.CaptureFixtur
     assert "batch.global_batch=7" in err
 
 
+@pytest.mark.slow
 def test_a_cluster_file_that_lacks_a_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(resource("configs", "cluster", "abci-3.yaml").read_text(encoding="utf-8"))
     (tmp_path / "cluster").mkdir()
@@ -148,6 +149,7 @@ def test_a_figure_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
         assert "network_gbs" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cluster", sorted(path.stem for path in resource("configs", "cluster").glob("*.yaml"))
 )
@@ -173,6 +175,7 @@ def test_nodes_give_as_many_replicas(capsys: pytest.CaptureFixture[str]) -> None
     assert "196" in err
 
 
+@pytest.mark.slow
 def test_search_writes_a_preset_that_plans_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +211,7 @@ def test_the_front_is_a_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["fitting"] <= found["tried"]
 
 
+@pytest.mark.slow
 def test_a_search_on_a_cluster_with_unknowns_gives_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["experiment=llm-jp-13b-v2-mdx", "nodes=16"]
     code, out, _ = plan(capsys, "--search", *words)

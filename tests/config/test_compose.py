@@ -78,6 +78,7 @@ def test_all_are_told_at_once() -> None:
         assert any(word in message for message in found), word
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_the_errors_appear() -> None:
     """Neither by errors of single values nor by those across groups, nor by a dry run."""
     code = (

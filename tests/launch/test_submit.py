@@ -65,6 +65,7 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
     assert folders(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_a_lead_time_below_the_planned_step_and_save_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "experiment=llm-jp-3-172b-geniac",
@@ -109,6 +110,7 @@ def test_a_run_that_does_not_fit_is_refused_in_the_plan_s_words_and_forced(
     assert "submit --prepare --force" in script.out, "the script that submits itself is forced too"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -247,6 +249,7 @@ def test_a_secret_of_the_environment_lands_nowhere(
     assert not [path for path in files if token.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["submit", "status", "logs", "stop", "save", "cancel", "incidents", "note", "cluster"]
 )

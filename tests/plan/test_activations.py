@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.plans import job
-from helpers.ranks import run_ranks
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmjp_train.config.machine import Device, Recompute
@@ -125,12 +124,15 @@ def planned_and_saved(rank: int, world: int, cases: list[Any]) -> list[tuple[int
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tensor", "micro_batch", "length"),
     [("13b-v2", 2, 1, 4096), ("13b", 2, 2, 4096), ("172b", 4, 1, 4096), ("175b", 4, 2, 2048)],
 )
 def test_a_layer_that_tensor_ranks_share_too(model: str, tensor: int, micro_batch: int, length: int) -> None:
     """In the layouts of history, with sequence parallelism and without."""
+    from helpers.ranks import run_ranks
+
     plain = job(model, micro_batch=micro_batch, sequence_length=length)
     cases = [
         replace(plain, tensor=tensor, recompute=policy, engine=Engine(sequence_parallel=sequence))

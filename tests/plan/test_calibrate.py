@@ -67,6 +67,7 @@ def test_the_command_says_what_it_took(tmp_path: Path, capsys: pytest.CaptureFix
     assert "(10 in all)" in out
 
 
+@pytest.mark.slow
 def test_what_bounds_the_fastest_is_said_of_the_calibrated_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,6 @@ MORE = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "data", "sequence", "zero", "recompute"),
     [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in MORE)],

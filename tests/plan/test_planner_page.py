@@ -28,6 +28,7 @@ def page(root: Path) -> str:
     return (root / "docs" / "planner.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(RUNS)))
 def test_the_historical_runs_are_planned_as_the_page_says(place: int, root: Path) -> None:
     table = page(root).split("## Three historical runs, and today")[1]

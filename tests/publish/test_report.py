@@ -141,6 +141,7 @@ def test_what_comes_from_the_record_is_escaped(tmp_path: Path) -> None:
 HOSTILE = "\"'><script>alert(9)</script><img src=x onerror=alert(9)>&amp;"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "word"),
     [
