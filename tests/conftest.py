@@ -126,6 +126,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer_f
     return out
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Headless Chromium."""
+    from helpers.browser import find_chromium
+
+    return find_chromium()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a file system of a given size, e.g. "3m"."""
