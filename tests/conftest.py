@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,41 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
+STARTS_RANKS = {"run_ranks", "rank_main", "train"}
+"""Names that a test module takes from helpers.ranks and helpers.runs."""
 _SHARED = ROOT.parent / "shared" / "data"
 if "LLMJP_DATA" not in os.environ and _SHARED.is_dir():
     os.environ["LLMJP_DATA"] = str(_SHARED)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", metavar="K/N", help="the K-th of N shares of the test modules, of about one size"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of modules that start ranks, which take seconds each, are slow without saying so; ``--part``."""
+    for item in items:
+        named = vars(item.module) if isinstance(item, pytest.Function) else {}
+        if any(getattr(named.get(name), "__module__", "").startswith("helpers.") for name in STARTS_RANKS):
+            item.add_marker(pytest.mark.slow)
+    if config.getoption("--part"):
+        which, parts = map(int, config.getoption("--part").split("/"))
+        sizes = Counter(item.path for item in items if item.get_closest_marker("slow") is None)
+        mine = {path for path, part in shares(sizes, parts).items() if part == which - 1}
+        items[:] = [item for item in items if item.path in mine]
+
+
+def shares(sizes: Mapping[Path, int], parts: int) -> dict[Path, int]:
+    """The part of each module: large ones first, each to the part that has least so far."""
+    held = [0] * parts
+    found = {}
+    for path in sorted(sizes, key=lambda one: (-sizes[one], str(one))):
+        found[path] = held.index(min(held))
+        held[found[path]] += sizes[path]
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +124,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer_f
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Headless Chromium."""
+    from helpers.browser import find_chromium
+
+    return find_chromium()
 
 
 @pytest.fixture

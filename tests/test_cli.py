@@ -1,6 +1,7 @@
 """The command line: the guide, near misses, and errors without tracebacks."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ def test_guide_and_help_import_neither_hydra_nor_torch(words: list[str]) -> None
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_guide_and_help_take_half_a_second_at_most(words: list[str]) -> None:
+    """Of the processor: the clock has other processes in it."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    assert llmjp(*words).returncode == exit_codes.OK
+    assert spent() - before < 0.5
 
 
 def test_the_guide_names_every_command_once_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`llmjp plan` as a user types it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def test_the_175b_on_392_devices_is_planned_in_seconds_without_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert time.monotonic() - began < 30  # 1.4 s on an idle machine
+    assert time.monotonic() - began < 10  # 1.4 s on an idle machine
     for words in (
         "memory of a rank",
         "pipeline bubble",
@@ -122,6 +123,7 @@ def test_a_batch_that_no_data_parallel_size_divides(capsys: pytest.CaptureFixtur
     assert "batch.global_batch=7" in err
 
 
+@pytest.mark.slow
 def test_a_cluster_file_that_lacks_a_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(resource("configs", "cluster", "abci-3.yaml").read_text(encoding="utf-8"))
     (tmp_path / "cluster").mkdir()
@@ -147,6 +149,7 @@ def test_a_figure_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
         assert "network_gbs" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cluster", sorted(path.stem for path in resource("configs", "cluster").glob("*.yaml"))
 )
@@ -172,6 +175,7 @@ def test_nodes_give_as_many_replicas(capsys: pytest.CaptureFixture[str]) -> None
     assert "196" in err
 
 
+@pytest.mark.slow
 def test_search_writes_a_preset_that_plans_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,12 +201,26 @@ def test_search_writes_a_preset_that_plans_the_same(
 
 @pytest.mark.slow
 def test_the_front_is_a_front(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
     found = as_json(capsys, "--search", BIG, "cluster=abci-3")
+    assert time.monotonic() - began < 60  # 2 s on an idle machine
     figures = [(one["step_s"]["high"], one["headroom_bytes"]) for one in found["front"]]
     assert len(figures) > 2
     assert figures == sorted(figures)
     assert [free for _, free in figures] == sorted(free for _, free in figures)
     assert found["fitting"] <= found["tried"]
+
+
+@pytest.mark.slow
+def test_a_search_on_a_cluster_with_unknowns_gives_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=llm-jp-13b-v2-mdx", "nodes=16"]
+    code, out, _ = plan(capsys, "--search", *words)
+    assert code == exit_codes.OK
+    assert "cluster mdx does not know network_gbs, storage_gbs" in out
+    rows = out[out.index("layout\n") :].splitlines()[1:-3]
+    assert all(re.match(r" *[\d.]+ to [\d.]+ +[\d.]+ to [\d.]+ ", row) for row in rows)
+    code, out, _ = plan(capsys, "--search", *words, "cluster.network_gbs=100", "cluster.storage_gbs=2")
+    assert " to " not in out
 
 
 def test_write_without_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

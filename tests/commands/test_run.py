@@ -97,6 +97,7 @@ def test_what_is_not_there_is_refused(
     assert "none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["show", "diff", "list"])
 def test_no_torch_is_loaded(runs: Path, action: str) -> None:
     paths = {"show": ["whole"], "diff": ["whole", "fresh"], "list": ["."]}[action]

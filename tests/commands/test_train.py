@@ -209,3 +209,24 @@ def test_golden_losses_of_tiny_cpu(
         path.write_text(json.dumps([round(loss, 7) for loss in found], indent=1) + "\n")
     # SSE4 alone, AVX2 and AVX-512, one thread and two differ by 2e-7; a change of what is computed by more than this.
     assert found == pytest.approx(json.loads(path.read_text()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sweep_is_stopped_in_its_first_run_and_goes_on_with_all(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    words = ["-m", *small_run(tmp_path / "runs", prepared, tokenizer_folder), "seed=1,2"]
+    first, second = tmp_path / "runs" / "seed=1", tmp_path / "runs" / "seed=2"
+    process = subprocess.Popen([*LLMJP, "train", *words], stdout=subprocess.PIPE, text=True)
+    wait_for(first, 2, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.STOPPED
+    assert "ends with run 1 of 2" in said
+    assert latest(first).step < 20
+    assert not second.exists()
+    done = llmjp("train", *words)
+    assert done.returncode == exit_codes.OK, done.stderr
+    assert len(losses(first)) == len(losses(second)) == 20
+    assert losses(first) != losses(second)
+    assert f"llmjp run list {tmp_path / 'runs'}" in done.stdout

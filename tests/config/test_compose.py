@@ -51,7 +51,7 @@ def test_the_command_line_wins_over_an_experiment() -> None:
         ("optimizer.lr=null", "optimizer.lr=None: it cannot be null"),
         ("model=null", "model=None: it cannot be null"),
         ("changes=[{step:x}]", "it must be a whole number"),
-        ("optimizer.lr=1e-4,2e-4", "would be a sweep: give one value"),
+        ("optimizer.lr=1e-4,2e-4", "'llmjp train -m' starts a run for each; else give one value"),
         ("~optimizer.nosuch", "there is nothing to remove"),
         ("~model", "a group cannot be removed"),
         ("notes=[a (b]", "is no override"),
@@ -78,6 +78,7 @@ def test_all_are_told_at_once() -> None:
         assert any(word in message for message in found), word
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_the_errors_appear() -> None:
     """Neither by errors of single values nor by those across groups, nor by a dry run."""
     code = (

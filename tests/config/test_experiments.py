@@ -87,6 +87,7 @@ def test_the_list_is_whole(root: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["full", "rehearsal"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_it_composes_and_a_dry_run_shows_every_number(

@@ -51,6 +51,7 @@ def test_every_number_names_its_unit_or_what_it_counts(root: Path) -> None:
     assert [name for name, said in numbers if not UNITS & set(re.findall(r"[a-z/]+", said.lower()))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group", ["optimizer", "schedule", "precision", "parallel", "cluster", "evaluation", "tokenizer"]
 )

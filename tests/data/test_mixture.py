@@ -17,6 +17,7 @@ weights_strategy = st.lists(
 ).filter(any)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(weights_strategy, st.integers(0, 2**40), st.integers(0, 400), st.integers(1, 60))
 def test_random_access_is_the_sequence(weights: list[Fraction], seed: int, first: int, count: int) -> None:

@@ -142,6 +142,7 @@ def test_the_fast_way_reads_odd_lines_the_same(lines: list[bytes]) -> None:
     assert parse_all(lines, "text") == [parse(line, "text") for line in lines]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     st.lists(

@@ -191,6 +191,7 @@ def test_a_folder_with_one_model_is_a_tokenizer(tmp_path: Path, texts: list[str]
     assert folder.fingerprint == file.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "habit", "eod", "size"),
     [

@@ -57,6 +57,7 @@ def test_list_says_which_data_are_missing(
     assert rows["jcommonsenseqa"]["items"] is None
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_the_result_kept(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert llmjp(str(run_dir), "limit=3", "device=cpu") == 0
     kept = RunRecord(run_dir).read_evaluations()
@@ -71,6 +72,7 @@ def test_a_run_is_evaluated_and_the_result_kept(run_dir: Path, capsys: pytest.Ca
     assert "own_texts" in shown
 
 
+@pytest.mark.slow
 def test_a_run_and_its_weights_as_a_folder_score_alike(
     run_dir: Path, hf_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

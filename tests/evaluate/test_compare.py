@@ -109,6 +109,7 @@ def test_lower_is_better_where_it_is(tmp_path: Path) -> None:
     assert found.low < found.difference < found.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["pearson", "macro_f1"])
 def test_figures_over_all_items_are_compared_too(metric: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(5)
@@ -229,6 +230,7 @@ def test_clustered_errors_are_those_of_a_bootstrap() -> None:
     assert resampling.mean_stderr([1.0, 2.0], [0, 0]) is None
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say() -> None:
     draw = np.random.default_rng(9)
     inside = 0

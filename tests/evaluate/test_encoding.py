@@ -108,6 +108,7 @@ def test_rolling_windows_are_the_harness_s(length: int, max_length: int) -> None
     assert [token for row in rows for token in row.continuation] == tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llmjp-ver2.2-50k", "llmjp-ver3.0-100k"])
 def test_our_items_have_clean_boundaries_in_llm_jp_s_tokenizers(name: str, llmjp_data: Path) -> None:
     from llmjp_train.data.tokenizers import load_tokenizer

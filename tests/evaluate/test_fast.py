@@ -98,6 +98,7 @@ def test_whole_texts_are_the_plain_harness_s(network: Network, tokenizer: Any, p
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jemhopqa", "niilc"])
 def test_texts_are_the_plain_harness_s(
     name: str, network: Network, tokenizer: Any, plain: Any, llmjp_data: Path

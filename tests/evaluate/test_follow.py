@@ -148,6 +148,7 @@ def test_wrong_places_are_refused(run_dir: Path, tmp_path: Path) -> None:
         follower(other, tmp_path / "o", lambda info: "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

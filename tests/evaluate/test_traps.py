@@ -44,6 +44,7 @@ def test_t1_no_tokenizer_s_habit_reaches_the_model(name: str, llmjp_data: Path) 
     assert not {tokenizer.eod_id, tokenizer.bos_id} & {*row.context, *row.continuation}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llmjp-ver2.2-50k", "llmjp-ver3.0-100k"])
 @pytest.mark.parametrize("space", ["", " "])
 def test_t2_prose_cut_anywhere_is_scored_whole(name: str, space: str, llmjp_data: Path) -> None:

@@ -89,6 +89,7 @@ def test_the_worst_exit_code_is_told(codes: tuple[int, int], expected: int):
     assert start_processes(_program(f"sys.exit({codes}[rank])"), 2) == expected
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others(capfd: pytest.CaptureFixture[str]):
     code = "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)"
     began = time.monotonic()

@@ -65,6 +65,7 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
     assert folders(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_a_lead_time_below_the_planned_step_and_save_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "experiment=llm-jp-3-172b-geniac",
@@ -85,6 +86,31 @@ def test_a_lead_time_below_the_planned_step_and_save_is_refused(capsys: pytest.C
     assert cli.main(["submit", *words]) == exit_codes.OK
 
 
+def test_a_run_that_does_not_fit_is_refused_in_the_plan_s_words_and_forced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llmjp_train.config.compose import compose
+    from llmjp_train.plan.account import unfit
+
+    words = [
+        "experiment=llm-jp-13b-v2-mdx",
+        "parallel.recompute=none",
+        "batch.micro_batch=4",
+        "run_dir=/fast/r",
+    ]
+    said = unfit(compose("train", words, partial=True))
+    assert "GiB too much" in said
+    assert cli.main(["submit", "--print", *words]) == exit_codes.BAD_INPUT
+    told = capsys.readouterr().err
+    assert said in told
+    assert "--force submits it all the same" in told
+    assert cli.main(["submit", "--print", "--plain", "--force", *words]) == exit_codes.OK
+    script = capsys.readouterr()
+    assert said in script.err, "forced, not silenced"
+    assert "submit --prepare --force" in script.out, "the script that submits itself is forced too"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -223,6 +249,7 @@ def test_a_secret_of_the_environment_lands_nowhere(
     assert not [path for path in files if token.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["submit", "status", "logs", "stop", "save", "cancel", "incidents", "note", "cluster"]
 )

@@ -61,6 +61,7 @@ def models(draw: st.DrawFn, family: str) -> ModelConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3"])
 @given(data=st.data(), seed=st.integers(0, 1000))
 @settings(max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.differing_executors])

@@ -68,6 +68,20 @@ def test_the_command_says_what_it_took(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+def test_what_bounds_the_fastest_is_said_of_the_calibrated_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment(LARGE)
+    run = recorded(tmp_path / "run", config, 100.0)  # compute so slow that nothing else counts
+    shares = []
+    for flags in ([], ["--calibrate", str(run)]):
+        assert main(["plan", "--search", *flags, LARGE]) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if "the fastest spends" in line)
+        shares.append(int(line.split("spends ")[1].partition("%")[0]))
+    assert shares[0] < shares[1]
+
+
+@pytest.mark.slow
 def test_a_real_run_on_this_cpu(
     tmp_path: Path, prepared: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,13 +1,15 @@
 """The page of a plan: every term and part has a colour of its own."""
 
 import re
+from pathlib import Path
 
 import pytest
+from helpers.browser import luminance, measure
 from helpers.plans import PATHS, experiment
 
 from llmjp_train.plan.account import account
 from llmjp_train.plan.memory import GIB
-from llmjp_train.plan.picture import COLOURS, page
+from llmjp_train.plan.picture import COLOURS, WIDTH, page
 
 PLANS = [
     ("experiment=llm-jp-175b-abci",),
@@ -46,3 +48,21 @@ def test_bars_are_as_high_as_the_axis_says(words: tuple[str, ...]) -> None:
     bar = re.findall(rf'height="([\d.]+)" fill="[^"]+"><title>stage {worst.stage.index}:', memory)
     height = worst.bytes / GIB * (zero - level) / value
     assert sum(map(float, bar)) == pytest.approx(height, abs=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_legible_on_a_phone_and_a_screen_in_light_and_dark(
+    chromium: str, tmp_path: Path, width: int, dark: bool
+) -> None:
+    shown = page(account(experiment("experiment=llm-jp-175b-abci")))
+    said = measure(chromium, shown, tmp_path, width, dark=dark)
+    assert (int(said["inner"]), int(said["scroll"])) == (width, width)
+    assert (int(said["wide"]), int(said["small"]), int(said["loads"])) == (0, 0, 0)
+    paper, ink = luminance(said["page"]), luminance(said["ink"])
+    assert (paper < 0.1) == dark
+    assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7
+    drawn = re.search(r"min-width: (\d+)rem", shown)
+    assert drawn is not None
+    assert 12 * 16 * int(drawn[1]) / WIDTH >= 11, "words in the picture, in CSS pixels"

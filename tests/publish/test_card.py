@@ -101,6 +101,7 @@ def test_the_japanese_card_speaks_japanese(record: RunRecord) -> None:
             assert re.search(r"[ぁ-ん]", line), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_code_of_the_card_runs(
     record: RunRecord, language: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

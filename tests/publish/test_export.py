@@ -55,6 +55,7 @@ def make(
     return export(checkpoint, train_config(model, tokenizer), tokenizer, out, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", list(FAMILIES))
 @torch.no_grad()
@@ -201,6 +202,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_a_damaged_folder_is_not_called_done(
     damage: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,9 @@ import pytest
 from helpers.runs import losses, train
 
 from llmjp_train import exit_codes
+from llmjp_train.checkpoint.listing import latest
+from llmjp_train.config.compose import load_config
+from llmjp_train.plan.account import account
 from llmjp_train.runlog.record import RunRecord
 
 FORM = ("model.num_kv_heads=4", "batch.global_batch=8")
@@ -18,6 +21,12 @@ def test_a_run_goes_from_three_axes_to_one_process_as_if_unbroken(overrides: Any
     assert train(1, overrides(tmp_path / "whole", *FORM)) == [exit_codes.OK]
     parts = overrides(tmp_path / "parts", *FORM)
     assert train(4, [*parts, *LAYOUT], stop_after=8) == [exit_codes.STOPPED] * 4
+    saved = latest(tmp_path / "parts").path
+    planned = account(load_config(tmp_path / "parts" / "config.yaml")).checkpoints
+    payloads = [path.stat().st_size for path in saved.glob("rank-*.bin")]
+    assert planned.files == len(payloads) + 3
+    # each tensor begins at a multiple of 64 bytes
+    assert planned.bytes <= sum(payloads) < 1.1 * planned.bytes
     assert train(1, parts) == [exit_codes.OK]
     whole, found = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert [row[0] for row in found] == [row[0] for row in whole]

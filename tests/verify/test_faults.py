@@ -169,6 +169,7 @@ def test_without_a_fault_a_layout_is_equal(layout: str, verifier: Verifier) -> N
     assert row.verdict.weight > 0, "the figures are those of two computations"
 
 
+@pytest.mark.slow
 def test_a_fault_names_the_first_parameter_outside(verifier: Verifier) -> None:
     """One weight is nudged between two steps: loss and gradients of step 1 agree."""
 

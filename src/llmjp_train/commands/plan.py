@@ -109,16 +109,12 @@ def _search(config: "TrainConfig", constants: "Constants", args: argparse.Namesp
     found = search(job, constants)
     if not found.front:
         best(job, constants)  # tells by how much nothing fits
-    plan = account_of(config, found.front[0].job, constants)
+    front = [account_of(config, one.job, constants) for one in found.front]
     if args.json:
-        front = [account_of(config, one.job, constants).to_dict() for one in found.front]
-        print(
-            json.dumps(
-                {"schema": 1, "tried": found.tried, "fitting": found.fitting, "front": front}, indent=1
-            )
-        )
+        told = {"schema": 1, "tried": found.tried, "fitting": found.fitting}
+        print(json.dumps({**told, "front": [one.to_dict() for one in front]}, indent=1))
     else:
-        print("\n".join(search_lines(plan, found)))
+        print("\n".join(search_lines(front, found, constants)))
     if args.write:
         args.write.parent.mkdir(parents=True, exist_ok=True)
         args.write.write_text(preset(found.front[0].job, args.write.stem), encoding="utf-8")

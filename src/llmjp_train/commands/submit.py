@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=float, metavar="HOURS", help="device hours that the run's jobs may use"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="submit although the plan says that memory does not suffice"
+    )
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget
     )
     config = configuration(args)
-    _check(config, asked, starting=not (args.dry_run or args.print))
+    _check(config, asked, starting=not (args.dry_run or args.print), force=args.force)
     if args.print:
         return _print(config, asked, _words(args) if args.plain else None)
     if args.plain:
@@ -104,25 +107,26 @@ def _words(args: argparse.Namespace) -> list[str]:
     """The words that make the same configuration again."""
     words = [] if args.run is None else [args.run]
     words += [] if args.config_dir is None else ["--config-dir", str(args.config_dir)]
-    words += [flag for flag, on in (("--requeue", args.requeue), ("--bare", args.bare)) if on]
+    flags = ("--requeue", args.requeue), ("--bare", args.bare), ("--force", args.force)
+    words += [flag for flag, on in flags if on]
     words += [] if args.budget is None else ["--budget", f"{args.budget:g}"]
     return [*words, *args.overrides]
 
 
-def _check(config: "TrainConfig", asked: "Asked", *, starting: bool) -> None:
+def _check(config: "TrainConfig", asked: "Asked", *, starting: bool, force: bool) -> None:
     from llmjp_train.config.compose import ConfigError
     from llmjp_train.config.validate import problems
     from llmjp_train.launch.submit import problems as unsubmittable
 
     found = problems(config, starting=starting)
     if not found:  # the arithmetic below needs a sound configuration
-        found = [*unsubmittable(config, asked), *_too_short(config)]
+        found = [*unsubmittable(config, asked), *_against_plan(config, force=force)]
     if found:
         raise ConfigError(found)
 
 
-def _too_short(config: "TrainConfig") -> list[str]:
-    """A lead time in which no step and save fit, and a run that does not fit its devices, as the plan says."""
+def _against_plan(config: "TrainConfig", *, force: bool) -> list[str]:
+    """A run that does not fit its devices, as the plan says, and a lead time in which no step and save fit."""
     from llmjp_train.config.machine import Device
 
     if config.cluster.device is Device.cpu or config.cluster.scheduler.name == "local":
@@ -133,7 +137,12 @@ def _too_short(config: "TrainConfig") -> list[str]:
     from llmjp_train.plan.account import account, refusal
 
     plan = account(replace(config, cluster=replace(config.cluster, nodes=nodes_of(config))))
-    found = [refused] if (refused := refusal(plan.name, plan.job, plan.memory)) else []
+    found = []
+    refused = refusal(plan.name, plan.job, plan.memory)
+    if refused and force:
+        print(f"warning: {refused}", file=sys.stderr)
+    elif refused:
+        found.append(f"{refused}\n  --force submits it all the same")
     lead, limit = config.cluster.signal_lead, config.cluster.time_limit
     if plan.lead is not None and limit is not None and lead < plan.lead.low:
         found.append(

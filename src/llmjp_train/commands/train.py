@@ -6,6 +6,7 @@
   llmjp train --dry-run experiment=llm-jp-3-13b      every number, nothing started
   llmjp train experiment=llm-jp-3-13b scale=rehearsal    the same form at a size for this machine
   llmjp train fork.run=RUN fork.step=N run_dir=NEW ...   a branch of a saved run
+  llmjp train -m experiment=tiny-cpu optimizer.lr=1e-3,3e-3 ...   a sweep: one run after another
 
 Groups: model tokenizer data optimizer schedule precision parallel cluster evaluation experiment.
 Exit codes: 0 finished, 2 bad input, 75 stopped and saved, 76 stopped by a safety check.
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", nargs="?", type=Path, metavar="RUN", help="run directory to go on with (its config.yaml)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every derived number and stop")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="a run for each combination of values given with commas"
+    )
     parser.add_argument("--ranks", action="store_true", help="with --dry-run: also the place of every rank")
     parser.add_argument(
         "--takeover", action="store_true", help="take a run directory whose last writer left no trace"
@@ -48,15 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.train.stops import Stops
 
     stops = Stops().install()
+    if args.multirun:
+        from llmjp_train.commands.train_sweep import sweep
+
+        return sweep(args, stops)
     from llmjp_train.parallel.world import world
 
     place = world()
     try:
-        config = configuration(args)
-        _check(config, place, dry_run=args.dry_run)
-        refused = _unfit(config)
-        if refused and not (args.force or args.dry_run):
-            raise UserError(f"{refused}\n  --force starts it all the same")
+        config, refused = checked(args)
     except UserError:
         if place.rank:
             return exit_codes.BAD_INPUT  # rank 0 tells it for all
@@ -73,6 +77,22 @@ def run(args: argparse.Namespace) -> int:
     if place.size == 1 and not place.launcher and size > 1:
         return _start_ranks(config, args, size, stops)
     return _train(config, stops, takeover=args.takeover)
+
+
+def checked(args: argparse.Namespace) -> "tuple[TrainConfig, str]":
+    """The configuration, and why it does not fit its devices where that is no error.
+
+    Raises:
+        UserError: it cannot start here, or, with ``--dry-run``, nowhere.
+    """
+    from llmjp_train.parallel.world import world
+
+    config = configuration(args)
+    _check(config, world(), dry_run=args.dry_run)
+    refused = _unfit(config)
+    if refused and not (args.force or args.dry_run):
+        raise UserError(f"{refused}\n  --force starts it all the same")
+    return config, refused
 
 
 def configuration(args: argparse.Namespace) -> "TrainConfig":

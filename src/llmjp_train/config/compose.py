@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -81,10 +82,10 @@ def compose(
     composed = _compose(root, choices, config_dir, messages)
     if composed is None:
         raise ConfigError(messages)
-    files = deepcopy(composed)
     put(composed, values, messages)
     typed = _typed(ROOTS[root], composed, messages)
     if isinstance(typed, TrainConfig) and typed.scale is not Scale.full and not messages:
+        files = cast(DictConfig, _compose(root, choices, config_dir, messages))
         typed = _rehearsed(files, values, messages)
     if typed is not None and not partial:
         messages.extend(f"{key} must be given: {key}=…" for key in holes(typed))
@@ -133,20 +134,33 @@ def _compose(
     root: str, choices: list[str], config_dir: Path | None, messages: list[str]
 ) -> DictConfig | None:
     """Hydra's groups, the user's own folder before the shipped one; none when it failed."""
-    GlobalHydra.instance().clear()
-    OwnFolder.path = None if config_dir is None else config_dir.resolve()
     try:
-        with initialize_config_dir(config_dir=str(resource("configs").resolve()), version_base="1.3"):
-            composed = hydra_compose(root, overrides=choices)
-        OmegaConf.set_struct(composed, False)
-        return composed
+        if config_dir is None:
+            return deepcopy(_shipped(root, tuple(choices)))
+        return _read(root, choices, config_dir.resolve())
     except (HydraException, OmegaConfBaseException) as error:
         messages.append(_first_line(error))
     except yaml.YAMLError as error:
         messages.append(f"a file of the configuration is no YAML: {' '.join(str(error).split())}")
+    return None
+
+
+@lru_cache(maxsize=64)
+def _shipped(root: str, choices: tuple[str, ...]) -> DictConfig:
+    """Composed of shipped files alone, which do not change; runs of a sweep choose the same ones."""
+    return _read(root, choices, None)
+
+
+def _read(root: str, choices: Sequence[str], own: Path | None) -> DictConfig:
+    GlobalHydra.instance().clear()
+    OwnFolder.path = own
+    try:
+        with initialize_config_dir(config_dir=str(resource("configs").resolve()), version_base="1.3"):
+            composed = hydra_compose(root, overrides=list(choices))
     finally:
         GlobalHydra.instance().clear()
-    return None
+    OmegaConf.set_struct(composed, False)
+    return composed
 
 
 def _first_line(error: Exception) -> str:
@@ -197,7 +211,7 @@ def _typed(kind: type[Any], config: DictConfig, messages: list[str]) -> Any:
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         messages.append(_first_line(error))
         return None
-    schema = OmegaConf.structured(kind)
+    schema = _schema(kind)  # type: ignore[arg-type]  # classes are hashable, which mypy does not know
     try:
         merged = cast(DictConfig, OmegaConf.merge(schema, clean))
     except OmegaConfBaseException:
@@ -217,6 +231,11 @@ def _typed(kind: type[Any], config: DictConfig, messages: list[str]) -> Any:
     for key in missing:
         _leave_open(typed, key.split("."))
     return typed
+
+
+@lru_cache
+def _schema(kind: type[Any]) -> Any:
+    return OmegaConf.structured(kind)  # merging copies it
 
 
 def _leave_open(config: Any, path: list[str]) -> None:

@@ -55,8 +55,8 @@ def read(text: str, messages: list[str]) -> Override | None:
         return found
     if parsed.is_sweep_override():
         messages.append(
-            f"'{text}' gives several values, which would be a sweep: give one value, or a list in brackets, "
-            f"{parsed.key_or_group}=[…]"
+            f"'{text}' gives several values, which is a sweep: 'llmjp train -m' starts a run for each; else give one "
+            f"value, or a list in brackets, {parsed.key_or_group}=[…]"
         )
         return None
     if parsed.is_delete():

@@ -68,7 +68,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     """Decay of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment. 1e-5 ruined a 172B (docs/lab-notes.md)."""
+    """Added to the root of the second moment. 1e-5 ruined a 172B (docs/metrics.md, eps_dominated)."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; vectors (norms, biases) are not decayed."""
     decay_embeddings: bool = True

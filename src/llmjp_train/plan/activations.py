@@ -135,19 +135,24 @@ def _feed_forward(job: Job) -> list[Saved]:
     return [Saved("up and its GELU", 2 * inner)]
 
 
-def shared(job: Job) -> int:
-    """Once a micro batch and stage: rotary tables in fp32, and the mask of documents as booleans."""
-    size = 0
+def shared(job: Job, flying: int = 1) -> int:
+    """What the layers of a stage share: rotary tables in fp32, and the mask of documents as booleans.
+
+    Each of the micro batches in flight keeps them where its layers are called again with them (full recompute), and
+    its tables where autograd saves them as they are (fp32); else they are there for the one at hand alone.
+    """
+    tables = mask = 0
     if job.model.position is Position.rope:
-        size += 2 * job.tokens * int(job.model.head_size * job.model.rope_fraction) * 4
+        tables = 2 * job.tokens * int(job.model.head_size * job.model.rope_fraction) * 4
     if job.document_mask and job.cluster.device is Device.cuda:
-        size += job.micro_batch * job.sequence_length**2
-    return size
+        mask = job.micro_batch * job.sequence_length**2
+    again = job.recompute is Recompute.full
+    return tables * (flying if again or job.dtype is Dtype.fp32 else 1) + mask * (flying if again else 1)
 
 
 def embedding(job: Job) -> int:
-    """What the first stage saves: token ids."""
-    return 8 * job.tokens
+    """What the first stage saves: token ids, and with learned positions the positions too."""
+    return 8 * job.tokens * (2 if job.model.position is Position.learned else 1)
 
 
 def head_saved(job: Job) -> list[Saved]:
@@ -155,7 +160,7 @@ def head_saved(job: Job) -> list[Saved]:
     stream = job.tokens * job.model.hidden_size * job.item
     norm = _norm(job, "final norm")
     if job.z_loss:
-        return [*norm, Saved("targets", 8 * job.tokens)]
+        return [*norm, Saved("targets", 8 * job.tokens), Saved("log(Z) of each token", 4 * job.tokens)]
     # the loss saves the gradient of its input; the input itself is let go
     return [
         *norm[:-1],

@@ -122,8 +122,8 @@ def activation_terms(job: Job, stage: Stage) -> list[Term]:
         ),
         Term(
             "shared tables",
-            flying * activations.shared(job) if stage.layers else 0,
-            f"{flying} x rotary tables and mask",
+            activations.shared(job, flying) if stage.layers else 0,
+            f"rotary tables and mask, {activations.shared(job):,} B for one micro batch of {flying} in flight",
             "plan/activations.py",
             "exact",
         ),
@@ -133,8 +133,8 @@ def activation_terms(job: Job, stage: Stage) -> list[Term]:
             Term(
                 "token ids",
                 flying * activations.embedding(job),
-                f"{flying} x 8 B x {job.tokens:,}",
-                "torch embedding",
+                f"{flying} x {activations.embedding(job):,} B",
+                "torch embedding; 8 B a token, and its position where those are learned",
                 "exact",
             )
         )

@@ -79,7 +79,9 @@ def page(plan: Account) -> str:
             _timeline(parts),
             _legend({part.name: f"{part.value:.2f} s" for part in parts}),
         ]
-    sections.append(f"<h2>In figures</h2><pre>{escape(chr(10).join(lines(plan)))}</pre>")
+    sections.append(
+        f'<h2>In figures</h2><div class="scroll"><pre>{escape(chr(10).join(lines(plan)))}</pre></div>'
+    )
     return _document(plan.name, "\n".join(sections))
 
 
@@ -165,7 +167,8 @@ def _words(x: float, y: float, text: str, anchor: str = "start", kind: str = "")
 
 def _svg(height: float, found: Sequence[str], words: str) -> str:
     inner = "\n".join(found)
-    return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(words)}">\n{inner}\n</svg>'
+    box = f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(words)}">\n{inner}\n</svg>'
+    return f'<div class="scroll">{box}</div>'
 
 
 def _legend(figures: Mapping[str, str]) -> str:
@@ -179,19 +182,24 @@ def _legend(figures: Mapping[str, str]) -> str:
 def _document(title: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{escape(title)}: plan</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }} small {{ font-weight: normal; opacity: .7; }}
-svg {{ width: 100%; height: auto; }} svg text {{ font-size: 12px; fill: currentColor; }}
-.grid {{ stroke: currentColor; opacity: .15; }}
+:root {{ --page: #f7f7f5; --ink: #1b1d21; --soft: #5c6270; --grid: #e6e7ea; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --page: #14161a; --ink: #e9eaee; --soft: #a2a8b5; --grid: #2b2f37; }} }}
+body {{ font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; max-width: 72rem; margin: 0 auto;
+  padding: 1.5rem clamp(0.9rem, 3vw, 2rem) 3rem; background: var(--page); color: var(--ink);
+  overflow-wrap: anywhere; -webkit-text-size-adjust: 100%; }}
+h1 {{ font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: 0.1rem 0 0.3rem; }}
+h2 {{ font-size: 1.2rem; margin: 2.2rem 0 0.7rem; }} small {{ font-weight: 400; color: var(--soft); }}
+.scroll {{ overflow-x: auto; }} svg {{ display: block; width: 100%; min-width: 56rem; height: auto; }}
+svg text {{ font-size: 12px; fill: var(--ink); }} .grid {{ stroke: var(--grid); }}
 svg text.light {{ fill: #fff; }} svg text.dark {{ fill: #111; }}
-.limit {{ stroke: currentColor; stroke-dasharray: 6 4; fill: none; }}
-.legend b {{ font-weight: normal; opacity: .7; font-variant-numeric: tabular-nums; }}
+.limit {{ stroke: var(--ink); stroke-dasharray: 6 4; fill: none; }}
+.legend b {{ font-weight: 400; color: var(--soft); font-variant-numeric: tabular-nums; }}
 .legend {{ list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; }}
 .legend span {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em; }}
-pre {{ overflow-x: auto; font-size: .85rem; }}
+pre {{ font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Noto Sans Mono", monospace; }}
 </style></head><body>
 {body}
 </body></html>

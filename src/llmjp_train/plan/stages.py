@@ -44,38 +44,42 @@ def stages(job: Job) -> list[Stage]:
     """Every stage of the pipeline."""
     table = parameter_shapes(replace(job.model, num_layers=1))  # all layers are alike
     counts = bounds(job)
+    alike: dict[tuple[int, bool, bool], tuple[tuple[tuple[int, ...], ...], int]] = {}
     found = []
     for index, layers in enumerate(counts):
-        first, last = index == 0, index == len(counts) - 1
-        held = list(_held(job.model, table, layers, first, last))
-        found.append(Stage(index, layers, first, last, *_numels(job, held)))
+        form = layers, index == 0, index == len(counts) - 1
+        if form not in alike:
+            alike[form] = _numels(job, list(_held(job.model, table, *form)))
+        found.append(Stage(index, *form, *alike[form]))
     return found
 
 
 def _held(
     model: ModelConfig, table: dict[str, tuple[int, ...]], layers: int, first: bool, last: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and whole shape of what a stage holds; a tied embedding lies on both ends."""
+) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Name, whole shape and number of what a stage holds; a tied embedding lies on both ends."""
     for name, shape in table.items():
         if name.startswith("layers."):
-            yield from [(name, shape)] * layers
+            yield name, shape, layers
         elif name.startswith("embedding."):
             if first or (last and model.tied_embeddings):
-                yield name, shape
+                yield name, shape, 1
         elif first if name.startswith("positions.") else last:
-            yield name, shape
+            yield name, shape, 1
 
 
-def _numels(job: Job, held: list[tuple[str, tuple[int, ...]]]) -> tuple[tuple[tuple[int, ...], ...], int]:
+def _numels(
+    job: Job, held: list[tuple[str, tuple[int, ...], int]]
+) -> tuple[tuple[tuple[int, ...], ...], int]:
     groups: dict[bool, list[int]] = {True: [], False: []}
     replicated = 0
-    for name, shape in held:
+    for name, shape, count in held:
         size = prod(shape)
         if name.startswith(("embedding.", "head.")):
             size = job.vocabulary // job.tensor * shape[1]
         elif job.tensor > 1 and split_dimension(name) is not None:
             size //= job.tensor
         else:
-            replicated += size
-        groups[decayed(name, shape, job.decay_embeddings)].append(size)
+            replicated += count * size
+        groups[decayed(name, shape, job.decay_embeddings)] += [size] * count
     return tuple(tuple(group) for group in groups.values() if group), replicated

@@ -184,6 +184,7 @@ def bucket_elements(job: Job, stage: Stage) -> int:
 
 
 def gathered(job: Job, stage: Stage) -> Term:
+    """ZeRO-3's weights of other ranks, at most as many as DeepSpeed lets be there at a time."""
     live = min(stage.parameters, DS_LIVE_PARAMETERS) if job.data > 1 else 0
     return Term(
         "gathered weights",

@@ -1,15 +1,15 @@
 """A plan in words for a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llmjp_train.config.derive import human
 from llmjp_train.plan.account import Account
-from llmjp_train.plan.constants import PUBLISHED
+from llmjp_train.plan.constants import PUBLISHED, Constants
 from llmjp_train.plan.memory import GIB, RankMemory
 from llmjp_train.plan.ranges import Range
-from llmjp_train.plan.search import Candidate, Found
+from llmjp_train.plan.search import Found
 
-UNKNOWN_BYTES = "unknown"
+UNKNOWN = "unknown"
 
 
 def lines(plan: Account, *, explain: bool = False) -> list[str]:
@@ -27,14 +27,14 @@ def lines(plan: Account, *, explain: bool = False) -> list[str]:
         *_run(plan, explain),
     ]
     if plan.unknown:
-        found.append(f"  bounds: cluster {job.cluster.name} does not know {', '.join(plan.unknown)}")
+        found.append(_unknown(plan))
     return found
 
 
 def _memory(plan: Account, explain: bool) -> list[str]:
     worst = plan.memory.worst
     device = plan.memory.device_bytes
-    found = [f"memory of a rank, GiB (device: {UNKNOWN_BYTES if device is None else f'{device / GIB:.1f}'})"]
+    found = [f"memory of a rank, GiB (device: {UNKNOWN if device is None else f'{device / GIB:.1f}'})"]
     shown = _shown(plan.memory.ranks, worst)
     names = list(dict.fromkeys(term.name for rank in shown for term in rank.terms))
     head = [f"stage {rank.stage.index}" for rank in shown]
@@ -119,35 +119,45 @@ def _row(name: str, cells: Iterable[str]) -> str:
     return f"  {name:<30}" + "".join(f"{cell:>12}" if len(cell) < 12 else f"  {cell}" for cell in cells)
 
 
-def search_lines(plan: Account, found: Found) -> list[str]:
+def search_lines(front: Sequence[Account], found: Found, constants: Constants) -> list[str]:
     """The Pareto front, what bounds it and what would change that."""
-    job = plan.job
+    plan = front[0]
     head = (
-        f"{plan.name}: {found.tried} layouts of {job.ranks} x {job.cluster.device_name}, {found.fitting} fit, "
-        f"{len(found.front)} on the front of step time and headroom"
+        f"{plan.name}: {found.tried} layouts of {plan.job.ranks} x {plan.job.cluster.device_name}, {found.fitting} "
+        f"fit, {len(front)} on the front of step time and headroom"
     )
+    table = [("step, s", "days", "GPU hours", "GiB free"), *(_figures(one) for one in front)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rows = [
-        f"  {'step, s':>8} {'days':>7} {'GPU hours':>11} {'GiB free':>9}  layout",
-        *(_candidate(plan, one) for one in found.front),
+        "  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        + f"  {layout}"
+        for cells, layout in zip(table, ("layout", *(one.job.layout() for one in front)), strict=True)
     ]
-    return [head, *rows, *bound_lines(found)]
+    if plan.unknown:
+        rows.append(_unknown(plan) + "; the order is by the slower ends")
+    return [head, *rows, *bound_lines(found, constants)]
 
 
-def _candidate(plan: Account, one: Candidate) -> str:
-    free = "unknown" if one.memory.headroom is None else f"{one.memory.headroom / GIB:.1f}"
-    if one.seconds is None:
-        return f"  {'unknown':>8} {'':>7} {'':>11} {free:>9}  {one.job.layout()}"
-    days = one.seconds * plan.steps / 86400
-    return f"  {one.seconds:>8.2f} {days:>7.1f} {days * 24 * one.job.ranks:>11,.0f} {free:>9}  {one.job.layout()}"
+def _figures(plan: Account) -> tuple[str, str, str, str]:
+    """Step, days, GPU hours, headroom; bounds where something is unknown."""
+    free = UNKNOWN if plan.memory.headroom is None else f"{plan.memory.headroom / GIB:.1f}"
+    if plan.step is None or plan.days is None or plan.gpu_hours is None:
+        return UNKNOWN, UNKNOWN, UNKNOWN, free
+    return plan.step.text(".2f"), plan.days.text(".1f"), plan.gpu_hours.text(",.0f"), free
 
 
-def bound_lines(found: Found) -> list[str]:
+def _unknown(plan: Account) -> str:
+    return f"  bounds: cluster {plan.job.cluster.name} does not know {', '.join(plan.unknown)}"
+
+
+def bound_lines(found: Found, constants: Constants) -> list[str]:
     """What the fastest layout spends its time on beside useful work, and what would cut it."""
     from llmjp_train.plan.timing import step_time
 
     if not found.front:
         return []
-    time = step_time(found.front[0].job)
+    time = step_time(found.front[0].job, constants)
     if time is None:
         return []
     useful = ("matrix products", "attention")

@@ -240,8 +240,7 @@ def _pipeline_parts(job: Job, rates: Rates, totals: list[float], slowest: int) -
     if job.pipeline == 1:
         return []
     fill = (sum(totals) - totals[slowest]) / job.engine.interleave
-    near = job.tensor * job.data < (job.cluster.devices_per_node or job.ranks)
-    rate = rates.link if near else network_share(job, rates)
+    rate = _stage_rate(job, rates)
     stream = activations.stream_bytes(job)
     # our pipeline engine waits for each message; others send while they compute and wait while filling alone
     sends = (job.pipeline - 1) if job.engine.fused else (job.micro_batches + job.pipeline - 1)
@@ -261,6 +260,14 @@ def _pipeline_parts(job: Job, rates: Rates, totals: list[float], slowest: int) -
             "activations on, gradients back",
         ),
     ]
+
+
+def _stage_rate(job: Job, rates: Rates) -> float:
+    """Bytes/s of one device to the next stage. Where some stages meet across nodes, all wait for those."""
+    per_node = job.cluster.devices_per_node or job.ranks
+    if job.ranks <= per_node:
+        return rates.link
+    return min(rates.link, rates.network / min(per_node, job.tensor * job.data))
 
 
 def data_rate(job: Job, rates: Rates) -> float:
