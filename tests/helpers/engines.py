@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from helpers.toy import ragged_batches, small_config
 
-STEPS, SAMPLES = 3, 8
+STEPS, SAMPLES, LR = 3, 8, 1e-3
 
 FORMS: dict[str, tuple[str, ...]] = {
     "llama": ("model.num_heads=8", "model.num_kv_heads=4", "model.head_size=4", "model.num_layers=4"),
@@ -81,15 +81,26 @@ def whole(engine: Any, kinds: tuple[str, ...] = ("master",)) -> dict[str, torch.
 
 
 def run_steps(rank: int, world: int, overrides: tuple[str, ...], steps: int = STEPS) -> Any:
-    """Results of some steps, the whole masters after them, and the state after the first."""
+    """Results of some steps, the whole masters after them, the first gradients, and the second moments of each step.
+
+    Gradients are as the optimizer got them; second moments are corrected for their start.
+    """
     config = small_config(*overrides)
     layout, engine = build(config)
-    results, first = [], {}
+    beta1, beta2 = config.optimizer.beta1, config.optimizer.beta2
+    results, gradients, squares = [], {}, []
     for step in range(steps):
         batches = ragged_batches(config, SAMPLES, seed=step)
-        results.append(engine.step(batches[layout.data_rank :: layout.data], lr=1e-3))
+        results.append(engine.step(batches[layout.data_rank :: layout.data], lr=LR))
         if step == 0:
-            first = whole(engine, ("exp_avg",))
-    found = results, whole(engine), first
+            gradients = {bare(n): value / (1 - beta1) for n, value in whole(engine, ("exp_avg",)).items()}
+        seen = whole(engine, ("exp_avg_sq",))
+        squares.append({bare(n): value / (1 - beta2 ** (step + 1)) for n, value in seen.items()})
+    found = results, {bare(n): value for n, value in whole(engine).items()}, gradients, squares
     engine.close()
     return found
+
+
+def bare(name: str) -> str:
+    """A parameter's name without the kind of its state."""
+    return name.partition(".")[2]
