@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from llmjp_train.runlog.reading import config_values, step_rows, validations
 from llmjp_train.runlog.record import RunRecord
 
@@ -77,6 +79,18 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
         for key in keys
         if old.get(key, MISSING) != new.get(key, MISSING)
     ]
+
+
+def changed_settings(record: RunRecord, config_text: str) -> dict[str, list[Any]]:
+    """Settings in which a start differs from the one before: values before and after by key; a missing one is null."""
+    if not (record.path / "config.yaml").is_file():
+        return {}
+    found = changes(config_values(record), yaml.safe_load(config_text))
+    return {
+        change.key: [None if value == MISSING else value for value in (change.before, change.after)]
+        for change in found
+        if change.key != "run_dir"  # a directory that was moved is no other setting
+    }
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
