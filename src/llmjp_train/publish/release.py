@@ -1,4 +1,4 @@
-"""A release: model, certificate, cards, report and record in one folder that a stranger can check."""
+"""A release: model, certificate, cards, report, chronicle and record in one folder that a stranger can check."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ from llmjp_train.publish.release_folder import (
     RECORD,
     REPORT,
     SCHEMA,
-    pages,
+    cards,
+    chronicles,
     write_sums,
 )
 from llmjp_train.publish.report import render
@@ -65,7 +66,7 @@ def release(
 ) -> Released:
     """Write a release of one checkpoint; built aside, moved into place whole.
 
-    Cards and report are made from the copy of the record in the release, so that whoever has the release
+    Cards, report and chronicle are made from the copy of the record in the release, so that whoever has the release
     can make them again and compare.
 
     Raises:
@@ -123,7 +124,8 @@ def copy_record(record: RunRecord, out: Path, step: int, rules: Redaction | None
     for name in ("environment.json", "data.json"):
         if content := record.read_json(name):
             _write_json(out / name, hide(content))
-    rows = {"metrics.jsonl": [row for row in record.read_metrics() if row["step"] <= step]}
+    # Steps that were taken again among them: they are part of what the training cost.
+    rows = {"metrics.jsonl": [row for row in record.read_metrics(latest=False) if row["step"] <= step]}
     rows |= {name: record.read_lines(name) for name in ("events.jsonl", *BESIDE)}
     for name, lines in rows.items():
         if lines:
@@ -182,7 +184,7 @@ def missing_facts(found: Facts, step: int, licence: str | None) -> list[str]:
 
 
 def write_pages(folder: Path, found: Facts, wanted: Wanted) -> None:
-    """The cards and the report."""
-    for name, text in pages(found, wanted.licence, wanted.languages):
+    """The cards, the chronicle and the report."""
+    for name, text in (*cards(found, wanted.licence, wanted.languages), *chronicles(found)):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / REPORT).write_text(render(found), encoding="utf-8")

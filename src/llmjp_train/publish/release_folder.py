@@ -8,7 +8,9 @@ from typing import Any
 
 from llmjp_train.errors import UserError
 from llmjp_train.publish.card import LANGUAGES, card
+from llmjp_train.publish.chronicle import FORMS, chronicle, file_name
 from llmjp_train.publish.facts import Facts
+from llmjp_train.publish.story import story
 
 SCHEMA = 1
 """Version of release.json; a reader refuses newer ones."""
@@ -35,10 +37,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def pages(found: Facts, licence: str | None, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and content of the pages, which follow from the record and these arguments alone."""
+def cards(found: Facts, licence: str | None, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and content of the cards, which follow from the record and these arguments alone."""
     for language in LANGUAGES:
         yield CARDS[language], card(found, language, licence=licence, languages=languages)
+
+
+def chronicles(found: Facts) -> Iterator[tuple[str, str]]:
+    """Name and content of the run's story, which follows from the record alone."""
+    told = story(found)
+    for language in LANGUAGES:
+        for form in FORMS:
+            yield file_name(language, form), chronicle(told, language, form)
 
 
 def write_sums(folder: Path) -> None:

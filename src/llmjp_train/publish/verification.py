@@ -21,7 +21,15 @@ from llmjp_train.model.hf import Entry, entries
 from llmjp_train.publish import parity
 from llmjp_train.publish.facts import Facts, facts
 from llmjp_train.publish.parity import CERTIFICATE, Progress
-from llmjp_train.publish.release_folder import RECORD, SUMS, digest, files_of, pages, read_manifest
+from llmjp_train.publish.release_folder import (
+    RECORD,
+    SUMS,
+    cards,
+    chronicles,
+    digest,
+    files_of,
+    read_manifest,
+)
 from llmjp_train.publish.weights import FolderTensors
 from llmjp_train.runlog.record import RunRecord
 
@@ -196,13 +204,20 @@ class _Arithmetic:
 
     def cards(self) -> Check:
         """Made again from the record, the cards are the ones in the release: every number comes from there."""
+        made = cards(self.facts, self.manifest["licence"], self.manifest["languages"])
+        return self._made_again("cards", made, "both follow from the record, word for word")
+
+    def chronicle(self) -> Check:
+        """The same of the run's story."""
+        return self._made_again("chronicle", chronicles(self.facts), "follows from the record, word for word")
+
+    def _made_again(self, name: str, made: Iterator[tuple[str, str]], agree: str) -> Check:
         wrong = []
-        for name, text in pages(self.facts, self.manifest["licence"], self.manifest["languages"]):
-            held = (self.folder / name).read_text(encoding="utf-8")
+        for file, text in made:
+            held = (self.folder / file).read_text(encoding="utf-8")
             if held != text:
-                wrong.append(f"{name}: {_first_difference(held, text)}")
-        said = "; ".join(wrong) or "both follow from the record, word for word"
-        return Check("arithmetic", "cards", not wrong, said)
+                wrong.append(f"{file}: {_first_difference(held, text)}")
+        return Check("arithmetic", name, not wrong, "; ".join(wrong) or agree)
 
 
 def _first_difference(held: str, wanted: str) -> str:
@@ -230,6 +245,7 @@ def check_arithmetic(folder: Path) -> list[Check]:
         ("tokens", places.tokens),
         ("chain of resumes", places.chain),
         ("cards", places.cards),
+        ("chronicle", places.chronicle),
     )
     return [_guarded(name, check) for name, check in todo]
 

@@ -34,6 +34,12 @@ class Goodput:
         return self.steps / self.seconds if self.seconds > 0 else 0.0
 
     @property
+    def plausible(self) -> bool:
+        """Whether the parts fit into the clock, up to a hundredth and a second."""
+        parts = self.steps + self.again + self.validation + self.saving + self.down
+        return parts <= 1.01 * self.seconds + 1.0
+
+    @property
     def rest(self) -> float:
         """All else: until the first step of a start, evaluations in training, logging."""
         return max(0.0, self.seconds - self.steps - self.again - self.validation - self.saving - self.down)
