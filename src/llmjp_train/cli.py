@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "import",
         "generate",
         "report",
+        "chronicle",
         "release",
         "verify",
         "publish",
@@ -61,8 +62,7 @@ The usual path, on your own machine:
   llmjp prepare 'input=[text.jsonl]' output=my-data tokenizer.path=my-tokenizer
   llmjp train experiment=tiny-cpu tokenizer.path=my-tokenizer data.sources.small.path=my-data
   llmjp train runs/tiny-cpu parallel.data=2      # go on with it, on two processes
-  llmjp evaluate runs/tiny-cpu
-  llmjp release runs/tiny-cpu                    # model, cards, report and record; llmjp verify checks it
+  llmjp evaluate runs/tiny-cpu && llmjp release runs/tiny-cpu    # llmjp verify checks what is in the release
 
 Everything that is not a flag is a Hydra override: experiment=llm-jp-3-13b, optimizer.lr=1e-4.
 'llmjp COMMAND --help' says more. 'llmjp train --dry-run experiment=...' costs nothing and shows every number."""

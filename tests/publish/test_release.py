@@ -49,12 +49,14 @@ def test_a_release_is_accepted_up_to_the_whole_model(
         "tokens",
         "chain of resumes",
         "cards",
+        "chronicle",
     }
     assert cli.main(["verify", str(released), "--level", "hashes"]) == exit_codes.OK
     assert "level reached: hashes" in capsys.readouterr().out
     files = {path.name for path in released.iterdir()}
     assert files >= {"model.safetensors", "config.json", "parity.json", "tokenizer.json", "README.md"}
     assert files >= {"README.ja.md", "report.html", "release.json", "SHA256SUMS", "record"}
+    assert files >= {f"chronicle.{language}.{form}" for language in ("en", "ja") for form in ("html", "md")}
     assert json.loads((released / "release.json").read_text())["licence"] == "apache-2.0"
     assert "own_choice" in (released / "evaluation/step-00000020-own_choice/index.ja.html").read_text("utf-8")
     assert (released / "LICENSE").read_text() == "the words of a licence"
@@ -239,6 +241,13 @@ def _other_hash(text: str) -> str:
 CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "a number of the card": ("README.md", lambda text: text.replace("| Layers | 2 |", "| Layers | 3 |"), "cards"),
     "a number of the Japanese card": ("README.ja.md", lambda text: text.replace("| 2 |", "| 3 |", 1), "cards"),
+    "a number of the chronicle": (
+        "chronicle.en.html", lambda text: text.replace("steps logged", "0 steps logged", 1), "chronicle",
+    ),
+    "a note added to the story": (
+        "chronicle.ja.md", lambda text: text + "\n- all went well\n", "chronicle",
+    ),
+    "an incident of the record removed": ("record/incidents.jsonl", _without_first("incident"), "chronicle"),
     "the licence in the manifest": ("release.json", lambda text: text.replace("apache-2.0", "mit"), "cards"),
     "the step in the manifest": ("release.json", lambda text: text.replace('"step": 20', '"step": 21'), "step"),
     "the batch in the configuration": (

@@ -74,8 +74,11 @@ def test_going_back_to_a_step_gives_up_the_later_ones_and_is_not_repeated(stoppe
     assert start["step"] == 10
     assert start["left"] == ["left-step-00000015.epoch-0001", "left-step-00000020.epoch-0001"]
     assert all((stopped / "checkpoints" / name / "COMMITTED").is_file() for name in start["left"])
+    assert start["changed"] == {"schedule.length": [20, 12]}
     assert [step for step, _, _ in losses(stopped)] == list(range(1, 13))
     assert resume(stopped, "schedule.length=14") == exit_codes.OK
+    assert events(stopped, "resume")[-1]["changed"] == {"schedule.length": [12, 14]}
+    assert events(stopped, "start")[0]["changed"] == {}
     assert events(stopped, "resume")[-1]["step"] == 12, "resume=10 held for one start"
     assert losses(stopped)[:10] == whole[:10]
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from datetime import datetime
 from typing import Any
 
 from llmjp_train import exit_codes
@@ -20,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table, or JSON."""
     from llmjp_train.launch.job import find_run
+    from llmjp_train.runlog.incidents import incidents
     from llmjp_train.runlog.record import RunRecord
 
     found = incidents(RunRecord(find_run(args.run)).read_events())
@@ -28,47 +28,6 @@ def run(args: argparse.Namespace) -> int:
         return exit_codes.OK
     _show(found)
     return exit_codes.OK
-
-
-def incidents(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Incidents with what followed: ``down_seconds`` until the run went on, none where it did not."""
-    from llmjp_train.runlog.reading import STARTS, describe, is_incident
-
-    found = []
-    for place, event in enumerate(events):
-        if not is_incident(event) or _told_by_supervisor(event, events[place + 1 :]):
-            continue
-        after = next((later["time"] for later in events[place:] if later["kind"] in STARTS), None)
-        ended = event["kind"] == "incident" or event.get("outcome") in ("failed", "unhealthy")
-        down = None
-        if ended and after is not None:
-            down = (datetime.fromisoformat(after) - datetime.fromisoformat(event["time"])).total_seconds()
-        kind = event.get("what") or event["kind"]
-        found.append(
-            {
-                "time": event["time"],
-                "step": event.get("step"),
-                "kind": kind,
-                "rank": event.get("rank"),
-                "node": event.get("node"),
-                "evidence": event.get("evidence") or describe(event),
-                "action": event.get("action", ""),
-                "lost_steps": event.get("lost_steps"),
-                "lost_seconds": event.get("lost_seconds"),
-                "down_seconds": down,
-            }
-        )
-    return found
-
-
-def _told_by_supervisor(event: dict[str, Any], later: list[dict[str, Any]]) -> bool:
-    """A rank's own failed end, which the supervisor's incident names with its cause: another rank died first, say."""
-    from llmjp_train.runlog.reading import STARTS
-
-    if event["kind"] != "stop":
-        return False
-    until = next((place for place, one in enumerate(later) if one["kind"] in STARTS), len(later))
-    return any(one["kind"] == "incident" for one in later[:until])
 
 
 def _show(found: list[dict[str, Any]]) -> None:

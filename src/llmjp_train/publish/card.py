@@ -100,7 +100,7 @@ def card(
         scores=[(found_in, score) for found_in in found.final_evaluations for score in found_in.scores],
         starts=[_event(event, language) for event in found.starts],
         incidents=[_event(event, language) for event in found.events if is_incident(event)],
-        length=_of(found.config, "batch", "sequence_length"),
+        length=nested(found.config, "batch", "sequence_length"),
         figures=[Markup(figure.markdown(language)) for figure in drawn],
     )
 
@@ -163,7 +163,7 @@ def _event(event: dict[str, Any], language: str) -> tuple[Any, str, str]:
     return event.get("step"), str(event["kind"]).replace("_", " "), describe(event)
 
 
-def _of(values: dict[str, Any], *keys: str) -> Any:
+def nested(values: dict[str, Any], *keys: str) -> Any:
     """A nested value; none when a key is missing."""
     for key in keys:
         if not isinstance(values, dict) or key not in values:
@@ -184,7 +184,7 @@ def _model(found: Facts) -> list[Row]:
     tied = {True: ("tied", "共有"), False: ("untied", "非共有"), None: (None, None)}[
         model.get("tied_embeddings")
     ]
-    length = _of(found.config, "batch", "sequence_length")
+    length = nested(found.config, "batch", "sequence_length")
     without = derived.parameters_without_embeddings if derived else None
     return [
         Row("Parameters", "パラメータ数", _text(found.summary.parameters, ",")),
@@ -198,7 +198,7 @@ def _model(found: Facts) -> list[Row]:
         Row("Vocabulary", "語彙数", _text(model.get("vocab_size"), ",")),
         Row("Longest sequence stated", "最大系列長（設定値）", _text(model.get("max_positions"), ",")),
         Row("Sequence length in training", "学習時の系列長", _text(length, ",")),
-        Row("Tokenizer (sha256)", "トークナイザー (SHA-256)", _of(found.data, "tokenizer", "fingerprint")),
+        Row("Tokenizer (sha256)", "トークナイザー (SHA-256)", nested(found.data, "tokenizer", "fingerprint")),
     ]
 
 
@@ -208,36 +208,41 @@ def _training(found: Facts) -> list[Row]:
     names = [name for name in ("torch", "deepspeed", "transformers") if packages.get(name)]
     software = ", ".join(f"{name} {packages[name]}" for name in names) or None
     # With rows left out the sum would be short.
-    complete = bool(found.steps) and _of(config, "metrics", "every") == 1
+    complete = bool(found.steps) and nested(config, "metrics", "every") == 1
     hours = sum(row.get("step_s") or 0.0 for row in found.steps) / 3600 if complete else None
     state = ": ".join(part for part in (summary.state, summary.reason) if part)
     state_ja = STATES.get(summary.state, summary.state) + (f"（{summary.reason}）" if summary.reason else "")
     steps = f"{summary.step:,} / {summary.total_steps:,}" if summary.total_steps else f"{summary.step:,}"
     flops = found.derived.flops_per_token * summary.tokens if found.derived and summary.tokens else None
     rate = median(found.steps, "tokens_per_s")
-    betas = None if _of(config, "optimizer", "beta1") is None else _betas(config["optimizer"])
+    adam = None if nested(config, "optimizer", "beta1") is None else betas(config["optimizer"])
     points = validations(found.rows)
     return [
         Row("State of the run", "学習の状態", state, state_ja),
         Row("Tokens seen", "学習トークン数", _text(summary.tokens, ",")),
         Row("Steps", "ステップ数", steps),
-        Row("Sequences per step", "ステップあたりの系列数", _text(_of(config, "batch", "global_batch"), ",")),
-        Row("Optimizer", "オプティマイザー", betas),
-        Row("Peak learning rate", "最大学習率", _text(_of(config, "optimizer", "lr"), "g")),
-        Row("Schedule", "学習率スケジュール", _text(_of(config, "schedule", "kind"))),
-        Row("Precision", "計算精度", _text(_of(config, "precision", "dtype"))),
+        Row(
+            "Sequences per step",
+            "ステップあたりの系列数",
+            _text(nested(config, "batch", "global_batch"), ","),
+        ),
+        Row("Optimizer", "オプティマイザー", adam),
+        Row("Peak learning rate", "最大学習率", _text(nested(config, "optimizer", "lr"), "g")),
+        Row("Schedule", "学習率スケジュール", _text(nested(config, "schedule", "kind"))),
+        Row("Precision", "計算精度", _text(nested(config, "precision", "dtype"))),
         Row("Model FLOPs", "総計算量（モデル FLOPs）", _text(flops, ".3g")),
         Row("Time in steps, hours", "学習ステップの合計所要時間（時間）", _text(hours, ".3g")),
         Row("Tokens per second, median", "スループット（トークン/秒、中央値）", _text(rate, ",.0f")),
         Row("Devices", "ハードウェア", _devices(environment)),
         Row("Software", "ソフトウェア", software),
-        Row("Source revision", "ソースコードのコミット", _of(environment, "source", "commit")),
+        Row("Source revision", "ソースコードのコミット", nested(environment, "source", "commit")),
         Row("Final training loss", "最終の学習損失", _text(summary.loss, ".4f")),
         Row("Final validation loss", "最終の検証損失", f"{points[-1].loss:.4f}" if points else None),
     ]
 
 
-def _betas(optimizer: dict[str, Any]) -> str:
+def betas(optimizer: dict[str, Any]) -> str:
+    """The optimizer's name and constants."""
     keys = [key for key in ("beta1", "beta2", "eps", "weight_decay", "clip") if key in optimizer]
     values = (f"{key} {optimizer[key]:g}" for key in keys)
     return f"{optimizer.get('name', '')} ({', '.join(values)})"
@@ -246,7 +251,7 @@ def _betas(optimizer: dict[str, Any]) -> str:
 def _devices(environment: dict[str, Any]) -> str | None:
     if environment.get("devices"):
         return ", ".join(environment["devices"])
-    return _text(_of(environment, "cpu", "model"))
+    return _text(nested(environment, "cpu", "model"))
 
 
 def _sources(found: Facts) -> list[dict[str, Any]]:
@@ -259,5 +264,5 @@ def _sources(found: Facts) -> list[dict[str, Any]]:
             "fingerprint": str(value.get("fingerprint") or "")[:16] or None,
             "licence": found.licences[name],
         }
-        for name, value in (_of(found.data, "data", "sources") or {}).items()
+        for name, value in (nested(found.data, "data", "sources") or {}).items()
     ]

@@ -55,6 +55,8 @@ class Evaluation:
     harness: str
     scores: list[Score]
     skipped: list[str]
+    time: str = ""
+    """UTC, ISO 8601; empty where it is not stored."""
 
     @property
     def in_loop(self) -> bool:
@@ -72,6 +74,8 @@ class Facts:
     environment: dict[str, Any]
     data: dict[str, Any]
     rows: list[dict[str, Any]]
+    every_row: list[dict[str, Any]]
+    """Rows that a resume took again or gave up among them, in the order in which they were written."""
     events: list[dict[str, Any]]
     checkpoints: list[CheckpointInfo]
     evaluations: list[Evaluation]
@@ -150,6 +154,7 @@ def facts(record: RunRecord) -> Facts:
         environment=record.read_json("environment.json"),
         data=record.read_json("data.json"),
         rows=record.read_metrics(),
+        every_row=record.read_metrics(latest=False),
         events=record.read_events(),
         checkpoints=committed(record.path),
         evaluations=sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name)),
@@ -176,6 +181,7 @@ def evaluation(name: str, payload: dict[str, Any]) -> Evaluation:
             harness=str(payload.get("harness") or ""),
             scores=scores,
             skipped=[str(reason) for reason in payload.get("skipped") or []],
+            time=str(payload.get("time") or ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

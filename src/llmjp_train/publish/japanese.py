@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llmjp_train.runlog.reading import STARTS, describe
+from llmjp_train.runlog.reading import STARTS, changed, describe
 
 STATES = {
     "running": "実行中",
@@ -50,6 +50,8 @@ def _start(event: dict[str, Any]) -> str:
         parts.append(f"以後は数えないもの: {', '.join(event['left'])}")
     if event.get("allow_changed"):
         parts.append(f"変更を許可: {', '.join(event['allow_changed'])}")
+    if event.get("changed"):
+        parts.append(f"設定の変更: {changed(event)}")
     return "、".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""A release: model, certificate, cards, report and record in one folder that a stranger can check."""
+"""A release: model, certificate, cards, report, chronicle and record in one folder that a stranger can check."""
 
 import json
 import shutil
@@ -35,7 +35,8 @@ from llmjp_train.publish.release_folder import (
     REPORT,
     SCHEMA,
     additions,
-    pages,
+    cards,
+    chronicles,
     with_additions,
     write_sums,
 )
@@ -88,7 +89,7 @@ def release(
 ) -> Released:
     """Write a release of one checkpoint; built aside, moved into place whole.
 
-    Cards and report are made from the copy of the record in the release, so that whoever has the release
+    Cards, report and chronicle are made from the copy of the record in the release, so that whoever has the release
     can make them again and compare.
 
     Raises:
@@ -177,7 +178,8 @@ def copy_record(
     for name in ("environment.json", "data.json", "contamination.json"):
         if content := record.read_json(name):
             _write_json(out / name, hide(content))
-    rows = {"metrics.jsonl": [row for row in record.read_metrics() if row["step"] <= step]}
+    # Steps that were taken again among them: they are part of what the training cost.
+    rows = {"metrics.jsonl": [row for row in record.read_metrics(latest=False) if row["step"] <= step]}
     rows |= {name: record.read_lines(name) for name in ("events.jsonl", *BESIDE)}
     for name, lines in rows.items():
         if lines:
@@ -263,9 +265,11 @@ def missing_facts(found: Facts, step: int, wanted: Wanted) -> list[str]:
 
 
 def write_pages(folder: Path, found: Facts, wanted: Wanted, added: dict[str, dict[str, str]]) -> None:
-    """The cards with their figures and what people added to them, and the report."""
-    for name, text in pages(found, wanted.licence, wanted.languages):
+    """The cards with their figures and what people added to them, the chronicle, evaluations and the report."""
+    for name, text in cards(found, wanted.licence, wanted.languages):
         (folder / name).write_text(with_additions(text, added.get(name, {})), encoding="utf-8")
+    for name, text in chronicles(found):
+        (folder / name).write_text(text, encoding="utf-8")
     write_figures(folder, found)
     for name, payload, lines in stored_evaluations(folder):
         if lines:

@@ -10,8 +10,10 @@ from typing import Any
 from llmjp_train import __version__
 from llmjp_train.errors import UserError
 from llmjp_train.publish.card import LANGUAGES, card
+from llmjp_train.publish.chronicle import FORMS, chronicle, file_name
 from llmjp_train.publish.facts import Facts
 from llmjp_train.publish.figures import figures
+from llmjp_train.publish.story import story
 
 SCHEMA = 1
 """Version of release.json; a reader refuses newer ones."""
@@ -43,8 +45,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def pages(found: Facts, licence: str | None, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and content of the pages, which follow from the record and these arguments alone."""
+def cards(found: Facts, licence: str | None, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and content of the cards, which follow from the record and these arguments alone."""
     drawn = figures(found)
     for language in LANGUAGES:
         yield CARDS[language], card(found, language, licence=licence, languages=languages, drawn=drawn)
@@ -81,6 +83,14 @@ def with_additions(text: str, added: dict[str, str]) -> str:
             lines += ["", *added[heading].splitlines(), ""]
     written = "\n".join(line for _, lines in sections for line in lines).strip("\n") + "\n"
     return written + "".join(f"\n{text}\n" for heading, text in added.items() if heading not in known)
+
+
+def chronicles(found: Facts) -> Iterator[tuple[str, str]]:
+    """Name and content of the run's story, which follows from the record alone."""
+    told = story(found)
+    for language in LANGUAGES:
+        for form in FORMS:
+            yield file_name(language, form), chronicle(told, language, form)
 
 
 def write_sums(folder: Path) -> None:

@@ -98,19 +98,24 @@ def _period(began: str | None, changed: str | None) -> str:
     first, last = when(began)[:16], when(changed)[:16]
     seconds = (datetime.fromisoformat(changed) - datetime.fromisoformat(began)).total_seconds()
     shown = last[11:] if first[:10] == last[:10] else last
-    return f"{first} to {shown} UTC ({_duration(max(seconds, 0.0))})"
+    return f"{first} to {shown} UTC ({duration(max(seconds, 0.0))})"
 
 
-def _duration(seconds: float) -> str:
-    """Two units at most: 42 s, 3 min 50 s, 2 h 5 min, 3 d 4 h."""
-    sizes = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+_UNITS = {"en": (" d", " h", " min", " s"), "ja": (" 日", " 時間", " 分", " 秒")}
+
+
+def duration(seconds: float, language: str = "en") -> str:
+    """Two units at most: 0.4 s, 42 s, 3 min 50 s, 2 h 5 min, 3 d 4 h."""
+    if 0 < seconds < 10:
+        return f"{seconds:.2g}{_UNITS[language][-1]}"
+    sizes = tuple(zip(_UNITS[language], (86_400, 3600, 60, 1), strict=True))
     index = next((i for i, (_, size) in enumerate(sizes) if seconds >= size), 3)
     parts: list[str] = []
     left = int(seconds)
     for unit, size in sizes[index : index + 2]:
         count, left = divmod(left, size)
         if count or not parts:
-            parts.append(f"{count} {unit}")
+            parts.append(f"{count}{unit}")
     return " ".join(parts)
 
 

@@ -26,9 +26,10 @@ from llmjp_train.publish.release_folder import (
     RECORD,
     SUMS,
     additions,
+    cards,
+    chronicles,
     digest,
     files_of,
-    pages,
     read_manifest,
     without_additions,
 )
@@ -234,21 +235,27 @@ class _Arithmetic:
 
     def cards(self) -> Check:
         """Made again from the record, the cards are the ones in the release: every number comes from there."""
+        made = cards(self.facts, self.manifest["licence"], self.manifest["languages"])
+        return self._made_again("cards", made, "both follow from the record, word for word")
+
+    def chronicle(self) -> Check:
+        """The same of the run's story."""
+        return self._made_again("chronicle", chronicles(self.facts), "follows from the record, word for word")
+
+    def _made_again(self, name: str, made: Iterator[tuple[str, str]], agree: str) -> Check:
         made_by = self.manifest.get("made_by")
         if made_by != MADE_BY:
-            return Check(
-                "arithmetic", "cards", True, f"not made again: {made_by} made them, this is {MADE_BY}"
-            )
+            return Check("arithmetic", name, True, f"not made again: {made_by} made them, this is {MADE_BY}")
         wrong, added = [], 0
-        for name, text in pages(self.facts, self.manifest["licence"], self.manifest["languages"]):
-            held = (self.folder / name).read_text(encoding="utf-8")
+        for file, text in made:
+            held = (self.folder / file).read_text(encoding="utf-8")
             if (own := without_additions(held)) != text:
-                wrong.append(f"{name}: {_first_difference(own, text)}")
+                wrong.append(f"{file}: {_first_difference(own, text)}")
             added += len(additions(held))
-        said = "; ".join(wrong) or "both follow from the record, word for word"
+        said = "; ".join(wrong) or agree
         if added:
             said += f"; {added} additions by hand, marked as such, which nothing here checks"
-        return Check("arithmetic", "cards", not wrong, said)
+        return Check("arithmetic", name, not wrong, said)
 
 
 def _first_difference(held: str, wanted: str) -> str:
@@ -278,6 +285,7 @@ def check_arithmetic(folder: Path) -> list[Check]:
         ("chain of resumes", places.chain),
         ("evaluation items", places.items),
         ("cards", places.cards),
+        ("chronicle", places.chronicle),
     )
     return [_guarded(name, check) for name, check in todo]
 

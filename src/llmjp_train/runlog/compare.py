@@ -1,12 +1,20 @@
 """Two runs beside each other: configuration, environment, data, and losses at common steps."""
 
+import math
+import statistics
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import yaml
 
 from llmjp_train.runlog.reading import config_values, step_rows, validations
 from llmjp_train.runlog.record import RunRecord
 
+T = TypeVar("T")
 MISSING = "(none)"
+WINDOW = 20
+"""Common steps over which a difference of losses is averaged before it is called visible."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,24 @@ class Difference:
         gaps = [abs(p.before - p.after) for p in self.losses if p.before is not None and p.after is not None]
         return max(gaps, default=None)
 
+    @property
+    def apart_from(self) -> LossPair | None:
+        """Step from which, to the end, the curves can be told apart by eye; none where they never can.
+
+        From there on the mean difference over the last `WINDOW` common steps exceeds the scatter of the curves
+        themselves: the standard deviation of a loss around its neighbours, of the rougher curve.
+        """
+        pairs = [pair for pair in self.losses if pair.before is not None and pair.after is not None]
+        found = None
+        for end in range(len(pairs), WINDOW - 1, -1):
+            window = pairs[end - WINDOW : end]
+            before, after = ([getattr(pair, side) for pair in window] for side in ("before", "after"))
+            gap = abs(statistics.fmean(after) - statistics.fmean(before))
+            if gap <= max(_scatter(before), _scatter(after)):
+                break
+            found = window[-1]
+        return found
+
 
 def compare(before: RunRecord, after: RunRecord) -> Difference:
     """Compare two runs by their records.
@@ -79,6 +105,23 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     ]
 
 
+def _scatter(values: list[float]) -> float:
+    """Standard deviation of values around their neighbours, a slope taken out."""
+    return statistics.pstdev(b - a for a, b in pairwise(values)) / math.sqrt(2)
+
+
+def changed_settings(record: RunRecord, config_text: str) -> dict[str, list[Any]]:
+    """Settings in which a start differs from the one before: values before and after by key; a missing one is null."""
+    if not (record.path / "config.yaml").is_file():
+        return {}
+    found = changes(config_values(record), yaml.safe_load(config_text))
+    return {
+        change.key: [None if value == MISSING else value for value in (change.before, change.after)]
+        for change in found
+        if change.key != "run_dir"  # a directory that was moved is no other setting
+    }
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key; a list is a leaf, and so is an empty mapping."""
     found: dict[str, Any] = {}
@@ -91,7 +134,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def sample(pairs: list[LossPair], most: int = 12) -> list[LossPair]:
+def sample(pairs: list[T], most: int = 12) -> list[T]:
     """At most ``most`` of them, evenly spread, with the first and the last."""
     if len(pairs) <= most:
         return pairs

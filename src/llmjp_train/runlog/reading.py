@@ -298,7 +298,19 @@ def _start(event: dict[str, Any]) -> str:
         text += f"; no longer counting: {', '.join(event['left'])}"
     if event.get("allow_changed"):
         text += f"; allowed to differ: {', '.join(event['allow_changed'])}"
+    if event.get("changed"):
+        text += f"; settings changed: {changed(event)}"
     return text
+
+
+def changed(event: dict[str, Any]) -> str:
+    """The settings in which a start differs from the one before, as key before → after; nothing for none."""
+    found = event.get("changed") or {}
+    return ", ".join(f"{key} {_short(before)} → {_short(after)}" for key, (before, after) in found.items())
+
+
+def _short(value: Any) -> str:
+    return "(none)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _change(event: dict[str, Any]) -> str:

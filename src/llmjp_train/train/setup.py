@@ -20,6 +20,7 @@ from llmjp_train.data.tokenizers import Tokenizer, check_special_tokens, load_to
 from llmjp_train.engine.make import make_engine
 from llmjp_train.errors import UserError
 from llmjp_train.parallel.layout import Layout
+from llmjp_train.runlog.compare import changed_settings
 from llmjp_train.runlog.lease import Lease
 from llmjp_train.runlog.record import RunRecord
 from llmjp_train.train.fingerprints import OVERRIDABLE, fingerprints
@@ -125,7 +126,9 @@ def _record_start(
 ) -> None:
     """Write what this start is, now that nothing can refuse it any more."""
     # What holds for one start alone is not kept: the next would go back to that step, or let data differ again.
-    run.record.create(dump_config(replace(run.config, resume="latest", allow_changed=[])))
+    text = dump_config(replace(run.config, resume="latest", allow_changed=[]))
+    changed = changed_settings(run.record, text)
+    run.record.create(text)
     run.record.write_environment()
     before = run.record.read_json("data.json").get("tokenizer")
     sources = run.config.data.sources
@@ -150,6 +153,7 @@ def _record_start(
         threads=torch.get_num_threads(),
         allow_changed=list(run.config.allow_changed),
         left=left,
+        changed=changed,
     )
     if left:
         print(f"later checkpoints no longer count and may be removed: {', '.join(left)}", flush=True)
