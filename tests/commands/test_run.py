@@ -1,6 +1,7 @@
 """`llmjp run show|diff|list`: what they print, and that they load no torch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,15 +62,44 @@ def test_show_a_new_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_diff(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "diff", runs / "whole", runs / "fresh")
-    assert "seed" in text
+    assert re.search(r"seed +1 +7 +\+600 %", text)
     assert "(none)" in text
+    assert "code: recorded in neither run" not in text
+    assert re.search(r"incidents +2 +0 +-100 %", text)
+    assert re.search(r"throughput, median +tokens/s +10,0\d\d +not recorded", text)
     assert "no step was logged by both" in text
     same = output(capsys, "diff", runs / "whole", runs / "whole")
-    assert "configuration: the same" in same
+    assert same.startswith("nothing differs but names and folders")
+    for part in ("configuration", "data", "code", "environment"):
+        assert f"{part}: nothing differs" in same
     assert "the losses of all 40 common steps are equal" in same
     found = json.loads(output(capsys, "diff", runs / "whole", runs / "whole", "--json"))
-    assert found["first_different_step"] is None
+    assert found["nothing_differs"] is True
+    assert found["first_different_step"] is found["apart_from_step"] is None
     assert len(found["losses"]) == 40
+    other = json.loads(output(capsys, "diff", runs / "whole", runs / "fresh", "--json"))
+    (seed,) = (change for change in other["config"] if change["key"] == "seed")
+    assert (seed["before"], seed["after"], seed["relative"]) == (1, 7, 6.0)
+    (steps,) = (one for one in other["results"] if one["name"] == "steps")
+    assert (steps["before"], steps["after"], steps["relative"]) == (40, 0, -1.0)
+    assert other["nothing_differs"] is False
+
+
+def test_diff_of_curves_with_other_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At equal steps the run with the larger batch has seen more: losses at equal tokens stand beside them."""
+    small, large = new_run(tmp_path / "small"), new_run(tmp_path / "large")
+    for step in range(1, 61):
+        small.metrics(step=step, tokens=8 * step, loss=9 - step / 20, step_s=1.0)
+        large.metrics(step=step, tokens=16 * step, loss=9 - step / 12, step_s=1.5)
+    text = output(capsys, "diff", small.path, large.path)
+    assert "data: recorded in neither run" in text
+    assert "code: recorded in neither run" in text
+    at_steps, _, at_tokens = text.partition("losses at equal tokens")
+    assert re.search(r"\n +60 +6.0000 +4.0000 +-2.000000 +-33.3 %", at_steps)
+    assert re.search(r"\n +480 +6.0000 +6.5000 +\+0.500000 +\+8.33 %", at_tokens)
+    assert re.search(r"time of a step, median +s +1 +1.5 +\+50 %", text)
+    assert "the losses differ from step 1 on; the largest difference is 2" in text
+    assert "their mean gap over 20 steps is larger than the curves' own scatter from step 20 on" in text
 
 
 def test_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,10 @@ from helpers.run_records import full_run, new_run, payload, start, step_row
 
 from llmjp_train import cli
 from llmjp_train.publish.card import LANGUAGES, card
+from llmjp_train.publish.chronicle import chronicle
 from llmjp_train.publish.facts import evaluation, facts
 from llmjp_train.publish.report import _period, render
+from llmjp_train.publish.story import story
 from llmjp_train.runlog.record import RunRecord
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -61,23 +63,31 @@ def page(record: RunRecord) -> str:
     return render(facts(record))
 
 
+@pytest.fixture(scope="module", params=["report", "chronicle en", "chronicle ja"])
+def look(request: pytest.FixtureRequest, record: RunRecord) -> str:
+    """A page to look at: the report, or the chronicle in a language."""
+    kind, _, language = request.param.partition(" ")
+    found = facts(record)
+    return render(found) if kind == "report" else chronicle(story(found), language, "html")
+
+
 def text_of(page: str) -> str:
     """What a reader sees, with single spaces."""
     body = page[page.index("<body>") :]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
 
 
-def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
-    checker = checked(page)
+def test_the_page_is_whole_and_needs_nothing_else(look: str) -> None:
+    checker = checked(look)
     assert checker.wrong == []
     assert checker.open == []
-    assert all(link.startswith(("#", "data:")) for link in checker.links)
+    assert all(link.startswith(("#", "data:", "chronicle.")) for link in checker.links)
     assert not checker.tags & {"script", "iframe", "object", "embed", "img"}
-    assert "@import" not in page
-    assert "url(" not in page
-    assert "//" not in page[: page.index("<body>")]
-    assert 'name="viewport"' in page
-    assert "prefers-color-scheme: dark" in page
+    assert "@import" not in look
+    assert "url(" not in look
+    assert "//" not in look[: look.index("<body>")]
+    assert 'name="viewport"' in look
+    assert "prefers-color-scheme: dark" in look
 
 
 def test_figures_come_from_the_record(page: str, record: RunRecord) -> None:
@@ -316,9 +326,9 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_overflows_and_text_is_legible(
-    chromium: str, page: str, tmp_path: Path, width: int, dark: bool
+    chromium: str, look: str, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    said = measure(chromium, page, tmp_path, width, dark=dark)
+    said = measure(chromium, look, tmp_path, width, dark=dark)
     assert int(said["inner"]) == width
     assert int(said["scroll"]) == width
     assert int(said["wide"]) == 0
@@ -342,14 +352,14 @@ def test_the_overflow_check_finds_an_overflow(chromium: str, page: str, tmp_path
 
 @pytest.mark.slow
 def test_the_console_is_silent_and_the_page_may_load_and_run_nothing(
-    chromium: str, page: str, tmp_path: Path
+    chromium: str, look: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "page.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(look, encoding="utf-8")
     assert "CONSOLE" not in browse(chromium, path, tmp_path / "profile", "--dump-dom")
     # Its own policy stops what a hole in the escaping would let in, and the console tells.
     bad = '<script>document.title = "taken"</script><img src="http://127.0.0.1:9/a.png"></main>'
-    path.write_text(page.replace("</main>", bad), encoding="utf-8")
+    path.write_text(look.replace("</main>", bad), encoding="utf-8")
     said = browse(chromium, path, tmp_path / "profile", "--dump-dom")
     assert said.count("Content Security Policy") == 2  # a line for each attempt
     assert "<title>taken" not in said

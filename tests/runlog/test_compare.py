@@ -1,5 +1,6 @@
 """Two runs beside each other."""
 
+import json
 from pathlib import Path
 
 from helpers.run_records import full_run, new_run, step_row, write_data
@@ -68,3 +69,30 @@ def test_a_sample_keeps_the_ends(count: int) -> None:
     assert found[:1] == pairs[:1]
     assert found[-1:] == pairs[-1:]
     assert [p.step for p in found] == sorted({p.step for p in found})
+
+
+def test_curves_are_told_apart_where_the_gap_is_larger_than_their_scatter(tmp_path: Path) -> None:
+    """A gap that opens late counts from there; one that closes again, or drowns in the scatter, does not."""
+    rough = [6.0 + 0.3 * (-1) ** step for step in range(1, 101)]
+    late = [loss - (0.8 if step > 60 else 0.0) for step, loss in enumerate(rough, 1)]
+    closed = [loss - (0.8 if 20 < step <= 60 else 0.0) for step, loss in enumerate(rough, 1)]
+    small = [loss - 0.1 for loss in rough]
+    records = {}
+    for name, losses in (("rough", rough), ("late", late), ("closed", closed), ("small", small)):
+        records[name] = new_run(tmp_path / name)
+        for step, loss in enumerate(losses, 1):
+            records[name].metrics(step=step, tokens=8 * step, loss=loss)
+    apart = compare(records["rough"], records["late"]).apart_from
+    assert apart is not None
+    assert 65 < apart.step < 80
+    for name in ("rough", "closed", "small"):
+        assert compare(records["rough"], records[name]).apart_from is None, name
+
+
+def test_code_that_was_changed_beside_its_commit_is_not_called_the_same(tmp_path: Path) -> None:
+    a = full_run(tmp_path / "a", steps=40)
+    path = a.path / "environment.json"
+    found = a.read_json("environment.json")
+    path.write_text(json.dumps(found | {"source": {"commit": "c" * 40, "changed": True}}))
+    assert compare(a, a).code == []
+    assert compare(a, a).unknown == {"code": "changes that were not committed are not recorded"}

@@ -11,7 +11,7 @@ from llmjp_train import exit_codes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmjp_train.runlog.compare import Change, Difference
+    from llmjp_train.runlog.compare import Change, Difference, LossPair, TokenPair
     from llmjp_train.runlog.reading import Summary
 
 SUMMARY = "show a run, compare two, or list them"
@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="show|diff|list")
     show = actions.add_parser("show", help="state, losses, checkpoints and newest events of a run")
     show.add_argument("run", type=Path, metavar="RUN")
-    diff = actions.add_parser("diff", help="configuration, environment, data and losses of two runs")
+    diff = actions.add_parser(
+        "diff", help="what differs between two runs: settings, data, code, machine, results"
+    )
     diff.add_argument("before", type=Path, metavar="RUN_A")
     diff.add_argument("after", type=Path, metavar="RUN_B")
     listing = actions.add_parser("list", help="one row a run under a folder")
@@ -140,54 +142,115 @@ def _diff(before: Path, after: Path, *, as_json: bool) -> int:
 
     found = compare(open_run(before), open_run(after))
     if as_json:
-        figures = {"first_different_step": found.first_different_step, "largest_gap": found.largest_gap}
-        _print_json(asdict(found) | figures)
+        _print_json(_diff_json(found))
         return exit_codes.OK
-    console = _console()
+    console, names = _console(), _headings(before, after)
+    if found.nothing:
+        console.print("nothing differs but names and folders, as far as both records go")
     for title, part in (
         ("configuration", found.config),
-        ("environment", found.environment),
         ("data", found.data),
+        ("code", found.code),
+        ("environment", found.environment),
     ):
-        _print_changes(console, title, part, before, after)
-    _print_losses(console, found, before, after)
+        _print_changes(console, title, part, names)
+        if title in found.unknown:
+            console.print(f"{title}: {found.unknown[title]}")
+    _print_results(console, found, names)
+    _print_losses(console, found, names)
     return exit_codes.OK
 
 
-def _print_changes(console: "Console", title: str, part: "list[Change]", before: Path, after: Path) -> None:
+def _diff_json(found: "Difference") -> dict[str, Any]:
+    parts = asdict(found)
+    for name in ("config", "data", "code", "environment", "results"):
+        for row, one in zip(parts[name], getattr(found, name), strict=True):
+            row["relative"] = one.relative
+    apart = found.apart_from
+    return parts | {
+        "nothing_differs": found.nothing,
+        "first_different_step": found.first_different_step,
+        "largest_gap": found.largest_gap,
+        "apart_from_step": None if apart is None else apart.step,
+    }
+
+
+def _headings(before: Path, after: Path) -> tuple[str, str]:
+    """Names of the two folders; their paths where the names are one."""
+    names = before.resolve().name, after.resolve().name
+    return names if names[0] != names[1] else (str(before), str(after))
+
+
+def _relative(value: float | None) -> str:
+    return "" if value is None else "same" if value == 0 else f"{100 * value:+.3g} %"
+
+
+def _print_changes(console: "Console", title: str, part: "list[Change]", names: tuple[str, str]) -> None:
     from rich.text import Text
 
     if not part:
-        console.print(f"{title}: the same")
+        console.print(f"{title}: nothing differs")
         return
-    table = _table(title, ("key", str(before), str(after)))
+    table = _table(title, ("key", *names), ("relative",))
     for change in part:
-        table.add_row(change.key, Text(str(change.before)), Text(str(change.after)))
+        values = (Text(_value(change.before)), Text(_value(change.after)))
+        table.add_row(change.key, *values, _relative(change.relative))
     console.print(table)
 
 
-def _print_losses(console: "Console", found: "Difference", before: Path, after: Path) -> None:
-    from llmjp_train.runlog.compare import sample
+def _value(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _print_results(console: "Console", found: "Difference", names: tuple[str, str]) -> None:
+    table = _table("result", ("figure", "unit"), (*names, "relative"))
+    for one in found.results:
+        if one.before is not None or one.after is not None:
+            values = ("not recorded" if v is None else _figure(v) for v in (one.before, one.after))
+            table.add_row(
+                one.name, one.unit, *values, "same" if one.before == one.after else _relative(one.relative)
+            )
+    console.print(table)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _print_losses(console: "Console", found: "Difference", names: tuple[str, str]) -> None:
+    from llmjp_train.runlog.compare import WINDOW, relative, sample
 
     if not found.losses:
         console.print("losses: no step was logged by both")
         return
     validations = {pair.step: pair for pair in found.validations}
-    table = _table(
-        "losses at common steps", (), ("step", str(before), str(after), "difference", "validation")
-    )
+    columns = (*names, "difference", "relative")
+    table = _table("losses at equal steps, nats a token", (), ("step", *columns, "validation"))
     for pair in sample(found.losses):
         check = validations.get(pair.step)
         both = f"{_loss(check.before)} / {_loss(check.after)}" if check else ""
-        gap = "" if pair.before is None or pair.after is None else f"{pair.after - pair.before:+.6f}"
-        table.add_row(f"{pair.step:,}", _loss(pair.before), _loss(pair.after), gap, both)
+        table.add_row(f"{pair.step:,}", *_gap(pair), _relative(relative(pair.before, pair.after)), both)
     console.print(table)
+    if found.losses_at_tokens:
+        table = _table("losses at equal tokens, nats a token", (), ("tokens", *columns))
+        for one in sample(found.losses_at_tokens):
+            table.add_row(f"{one.tokens:,}", *_gap(one), _relative(relative(one.before, one.after)))
+        console.print(table)
     first = found.first_different_step
     if first is None:
         console.print(f"the losses of all {len(found.losses)} common steps are equal")
-    else:
-        gap = "" if found.largest_gap is None else f"; the largest difference is {found.largest_gap:.3g}"
-        console.print(f"the losses differ from step {first:,} on{gap}")
+        return
+    gap = "" if found.largest_gap is None else f"; the largest difference is {found.largest_gap:.3g}"
+    console.print(f"the losses differ from step {first:,} on{gap}")
+    if len(found.losses) >= WINDOW:
+        apart = found.apart_from
+        said = "nowhere at the end" if apart is None else f"from step {apart.step:,} on"
+        console.print(f"their mean gap over {WINDOW} steps is larger than the curves' own scatter {said}")
+
+
+def _gap(pair: "LossPair | TokenPair") -> tuple[str, str, str]:
+    gap = "" if pair.before is None or pair.after is None else f"{pair.after - pair.before:+.6f}"
+    return _loss(pair.before), _loss(pair.after), gap
 
 
 def _loss(value: float | None) -> str:

@@ -10,16 +10,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmjp_train import __version__
 from llmjp_train.config.derive import human
-from llmjp_train.publish import japanese
-from llmjp_train.publish.card import LANGUAGES, betas, nested, plain
+from llmjp_train.publish.card import LANGUAGES, plain
 from llmjp_train.publish.charts import Chart, Mark, Series, chart, short
-from llmjp_train.publish.chronicle_words import FINDINGS, KINDS, WORDS
+from llmjp_train.publish.chronicle_plan import Pairs, planned
+from llmjp_train.publish.chronicle_words import FINDINGS
 from llmjp_train.publish.facts import Facts
-from llmjp_train.publish.report import duration, figure, when, whole, write_text
+from llmjp_train.publish.report import figure, when, whole, write_text
+from llmjp_train.publish.speech import Speech, compact
 from llmjp_train.publish.story import Day, Entry, Finding, Incident, Story
 from llmjp_train.runlog.compare import MISSING, sample
 from llmjp_train.runlog.incidents import SILENT
-from llmjp_train.runlog.reading import STARTS, changed, describe, validations
+from llmjp_train.runlog.reading import STARTS, changed, validations
 
 FORMS = ("html", "md")
 _MOST_MARKS = 40
@@ -27,8 +28,6 @@ _MOST_STEPS = 12
 """Steps of saves that a day's line names, and rows of the curve in figures."""
 _MARKED = {"change": "change", "note": "note"}
 """Kinds of events that the curve marks beside starts and incidents."""
-
-Pairs = list[tuple[str, str]]
 
 
 def write_chronicle(told: Story, folder: Path, languages: Sequence[str] = LANGUAGES) -> list[Path]:
@@ -71,13 +70,12 @@ def chronicle(told: Story, language: str, form: str, *, languages: Sequence[str]
     )
 
 
-class _Page:
+class _Page(Speech):
     """A story in the words of one language."""
 
     def __init__(self, told: Story, language: str) -> None:
-        self.told, self.language = told, language
-        self.facts: Facts = told.facts
-        self.words = WORDS[language]
+        super().__init__(language)
+        self.told, self.facts = told, told.facts
 
     def content(self) -> dict[str, Any]:
         """What both templates show."""
@@ -87,8 +85,8 @@ class _Page:
             "facts": self.facts,
             "summary": self.facts.summary,
             "told": self.told,
-            "state": self.state(),
-            "plan": self.plan(),
+            "state": self.state(self.facts.summary.state),
+            "plan": planned(self.facts, self),
             "changed": self.changed(),
             "charts": self.charts(marks),
             "marks": marks[:_MOST_MARKS],
@@ -103,94 +101,6 @@ class _Page:
             "scores": [(one, score) for one in self.facts.final_evaluations for score in one.scores],
             "made": self.say("made", version=__version__, changed=when(self.facts.summary.changed)),
         }
-
-    def say(self, phrase: str, /, **values: Any) -> str:
-        """A sentence of this language; values that the record lacks are said to be missing."""
-        missing = self.words["missing"]
-        return self.words[phrase].format(**{k: missing if v is None else v for k, v in values.items()})
-
-    def seconds(self, value: float | None) -> str:
-        """A duration in words."""
-        return self.words["missing"] if value is None else duration(value, self.language)
-
-    def state(self) -> str:
-        """Of the run, in words."""
-        state = self.facts.summary.state
-        return japanese.STATES.get(state, state) if self.language == "ja" else state
-
-    def kind(self, kind: str) -> str:
-        """What a kind of event or incident is called."""
-        if kind in KINDS[self.language]:
-            return KINDS[self.language][kind]
-        return japanese.kind({"kind": kind}) if self.language == "ja" else kind.replace("_", " ")
-
-    def text(self, event: dict[str, Any]) -> str:
-        """An event in words; messages stay as they were written."""
-        return japanese.event_text(event) if self.language == "ja" else describe(event)
-
-    # What was planned.
-
-    def plan(self) -> Pairs:
-        """Names and values, from the configuration and what follows from it."""
-        config, numbers = self.facts.config, self.facts.derived
-        rows: list[tuple[str, str | None]] = []
-        if numbers is not None:
-            rows += [
-                ("model", self.say(
-                    "parameters", name=self.facts.summary.model, parameters=f"{numbers.parameters:,}",
-                    without=f"{numbers.parameters_without_embeddings:,}",
-                )),
-                ("length", self.say(
-                    "length_of", steps=f"{numbers.steps:,}", tokens=f"{numbers.tokens:,}",
-                    samples=f"{numbers.samples:,}",
-                )),
-                ("step_size", self.say(
-                    "step_of", batch=nested(config, "batch", "global_batch"),
-                    length=nested(config, "batch", "sequence_length"), tokens=f"{numbers.tokens_per_step:,}",
-                )),
-                ("rate", self.say(
-                    "rate_of", lr=_g(nested(config, "optimizer", "lr")), kind=nested(config, "schedule", "kind"),
-                    min_lr=_g(nested(config, "schedule", "min_lr")), warmup=f"{numbers.warmup_steps:,}",
-                )),
-                ("flops", f"{numbers.flops_total:.4g}"),
-                ("layout", self.say(
-                    "layout_of", ranks=numbers.world_size, nodes=numbers.nodes,
-                    **{axis: nested(config, "parallel", axis) for axis in ("tensor", "pipeline", "data", "zero")},
-                )),
-                ("checkpoints", self.say(
-                    "checkpoints_of", size=human(numbers.checkpoint_bytes), kept=numbers.checkpoints_kept,
-                )),
-            ]  # fmt: skip
-        optimizer = config.get("optimizer")
-        rows += [
-            ("optimizer", betas(optimizer) if optimizer else None),
-            ("precision", nested(config, "precision", "dtype")),
-            ("seed", nested(config, "seed")),
-            ("data", self.sources()),
-        ]
-        rows += [("declared", self.declared(change)) for change in config.get("changes") or []]
-        rows += [("remarks", str(note)) for note in config.get("notes") or []]
-        return [(self.words[name], self.words["missing"] if v is None else str(v)) for name, v in rows]
-
-    def sources(self) -> str | None:
-        """The data's sources by name."""
-        described = (self.facts.data.get("data") or {}).get("sources") or {}
-        epochs = self.facts.derived.epochs if self.facts.derived else {}
-        parts = []
-        for name, value in described.items():
-            tokens = None if value.get("tokens") is None else f"{value['tokens']:,}"
-            text = self.say("source_of", name=name, tokens=tokens)
-            if name in epochs:
-                text += self.say("epochs_of", epochs=f"{epochs[name]:.3g}")
-            parts.append(text)
-        return "; ".join(parts) or None
-
-    def declared(self, change: dict[str, Any]) -> str:
-        """A change that the configuration declares, with its reason."""
-        kept = {key: value for key, value in change.items() if value not in (None, "", {}) and key != "step"}
-        said = ", ".join(f"{key} {value}" for key, value in kept.items() if key != "reason")
-        reason = f" ({kept['reason']})" if kept.get("reason") else ""
-        return f"{self.say('at_step', step=change.get('step'))}: {said}{reason}"
 
     def changed(self) -> list[str]:
         """Settings that later starts changed, and how many starts do not say."""
@@ -408,7 +318,7 @@ class _Page:
         if name.endswith("seconds"):
             return self.seconds(value)
         if name == "eps":
-            return _g(value) or ""
+            return compact(value) or ""
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     def differs(self) -> list[tuple[str, str, str]]:
@@ -421,7 +331,7 @@ class _Page:
 
     def setting(self, value: Any) -> str:
         """A value of a setting."""
-        return self.words["none"] if value == MISSING else _g(value) or self.words["none"]
+        return self.words["none"] if value == MISSING else compact(value) or self.words["none"]
 
 
 def _health(name: str, found: Facts) -> Series:
@@ -436,8 +346,3 @@ def _spread(values: list[Any]) -> list[Any]:
 
 def _share(value: float | None) -> str | None:
     return None if value is None else f"{100 * value:.3g} %"
-
-
-def _g(value: Any) -> str | None:
-    """A number in few characters; words as they are."""
-    return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmjp_train.publish.facts import Evaluation, Facts, facts
-from llmjp_train.runlog.compare import Change, Difference, compare
+from llmjp_train.runlog.compare import WHERE, Change, Difference, compare
 from llmjp_train.runlog.goodput import Goodput, goodput
 from llmjp_train.runlog.incidents import SILENT, incidents
 from llmjp_train.runlog.reading import STARTS, step_rows, validations
@@ -138,12 +138,11 @@ def story(found: Facts, other: RunRecord | None = None) -> Story:
 
 def _beside(found: Facts, other: RunRecord) -> Beside:
     difference = compare(RunRecord(found.summary.path), other)
-    own = ("run_dir", "name")
     there = facts(other)
     name = there.summary.name
     if name == found.summary.name:
         name = other.path.resolve().name
-    return Beside(there, name, difference, [one for one in difference.config if one.key not in own])
+    return Beside(there, name, difference, [one for one in difference.config if one.key not in WHERE])
 
 
 def _entries(found: Facts, went_wrong: Sequence[dict[str, Any]]) -> list[Entry]:

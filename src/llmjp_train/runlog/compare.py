@@ -1,4 +1,4 @@
-"""Two runs beside each other: configuration, environment, data, and losses at common steps."""
+"""Two runs beside each other: configuration, data, code, environment, and results at equal steps and tokens."""
 
 import math
 import statistics
@@ -8,11 +8,15 @@ from typing import Any, TypeVar
 
 import yaml
 
-from llmjp_train.runlog.reading import config_values, step_rows, validations
+from llmjp_train.runlog.goodput import goodput
+from llmjp_train.runlog.incidents import incidents
+from llmjp_train.runlog.reading import Summary, config_values, median, step_rows, summary, validations
 from llmjp_train.runlog.record import RunRecord
 
 T = TypeVar("T")
 MISSING = "(none)"
+WHERE = ("name", "run_dir")
+"""Settings that say where a run lies, not what it does."""
 WINDOW = 20
 """Common steps over which a difference of losses is averaged before it is called visible."""
 
@@ -25,6 +29,26 @@ class Change:
     before: Any
     after: Any
 
+    @property
+    def relative(self) -> float | None:
+        """Difference over the value before; none where either is no number, or the first is 0."""
+        return relative(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure that came out of both runs; none where a record lacks it."""
+
+    name: str
+    unit: str
+    before: float | None
+    after: float | None
+
+    @property
+    def relative(self) -> float | None:
+        """Difference over the value before; none where either is missing, or the first is 0."""
+        return relative(self.before, self.after)
+
 
 @dataclass(frozen=True)
 class LossPair:
@@ -36,15 +60,37 @@ class LossPair:
 
 
 @dataclass(frozen=True)
+class TokenPair:
+    """Losses of both runs when each had consumed so many tokens, nats a token."""
+
+    tokens: int
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
 class Difference:
     """What differs between two runs."""
 
     config: list[Change]
-    environment: list[Change]
     data: list[Change]
+    code: list[Change]
+    environment: list[Change]
+    results: list[Result]
     losses: list[LossPair]
     """Every step that both logged, equal or not."""
     validations: list[LossPair]
+    losses_at_tokens: list[TokenPair]
+    """Losses at equal tokens; empty where the common steps have equal tokens anyway."""
+    unknown: dict[str, str]
+    """Why nothing is known of ``data``, ``code`` or ``environment``, or not all of it."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing differs: no setting but where the runs lie, no input, and no loss."""
+        settings = [change for change in self.config if change.key not in WHERE]
+        inputs = [*settings, *self.data, *self.code, *self.environment]
+        return not inputs and all(pair.before == pair.after for pair in (*self.losses, *self.validations))
 
     @property
     def first_different_step(self) -> int | None:
@@ -83,15 +129,83 @@ def compare(before: RunRecord, after: RunRecord) -> Difference:
         UserError: a file of a record is damaged or of a newer version.
     """
     rows = before.read_metrics(), after.read_metrics()
-    losses = [{row["step"]: row["loss"] for row in step_rows(found)} for found in rows]
+    steps = [step_rows(found) for found in rows]
+    losses = [{row["step"]: row["loss"] for row in found} for found in steps]
     points = [{point.step: point.loss for point in validations(found)} for found in rows]
+    machines = before.read_json("environment.json"), after.read_json("environment.json")
+    data = before.read_json("data.json"), after.read_json("data.json")
+    machine = changes(*machines)
     return Difference(
         config=changes(config_values(before), config_values(after)),
-        environment=changes(before.read_json("environment.json"), after.read_json("environment.json")),
-        data=changes(before.read_json("data.json"), after.read_json("data.json")),
+        data=changes(*data),
+        code=[change for change in machine if change.key.startswith("source")],
+        environment=[change for change in machine if not change.key.startswith("source")],
+        results=_results(before, after),
         losses=_pairs(*losses),
         validations=_pairs(*points),
+        losses_at_tokens=_at_tokens(*steps),
+        unknown=_unknown(data, machines),
     )
+
+
+def _unknown(data: tuple[dict[str, Any], ...], machines: tuple[dict[str, Any], ...]) -> dict[str, str]:
+    found = {}
+    neither = "recorded in neither run"
+    if not any(data):
+        found["data"] = neither
+    if not any(machines):
+        found["environment"] = neither
+    sources = [machine.get("source") or {} for machine in machines]
+    if not any(source.get("commit") for source in sources):
+        found["code"] = neither
+    elif any(source.get("changed") for source in sources):
+        found["code"] = "changes that were not committed are not recorded"
+    return found
+
+
+def relative(before: Any, after: Any) -> float | None:
+    """(after - before) / |before| of two numbers; none where either is none, or the first is 0."""
+    numbers = (int, float)
+    if any(isinstance(value, bool) or not isinstance(value, numbers) for value in (before, after)):
+        return None
+    return float((after - before) / abs(before)) if before else None
+
+
+def _results(before: RunRecord, after: RunRecord) -> list[Result]:
+    """What came out, of both runs."""
+    sides = [(summary(record), record) for record in (before, after)]
+    figures = [_figures(found, record) for found, record in sides]
+    return [Result(name, unit, figures[0][name, unit], figures[1][name, unit]) for name, unit in figures[0]]
+
+
+def _figures(found: Summary, record: RunRecord) -> dict[tuple[str, str], float | None]:
+    rows, every_row, events = record.read_metrics(), record.read_metrics(latest=False), record.read_events()
+    logged_every = (config_values(record).get("metrics") or {}).get("every")
+    time = goodput(every_row, rows, events, logged_every=logged_every)
+    shares = [row["eps_dominated"] for row in rows if row.get("eps_dominated") is not None]
+    best = found.best_validation
+    return {
+        ("steps", ""): found.step,
+        ("tokens", ""): found.tokens,
+        ("training loss, newest", "nats a token"): found.loss,
+        ("validation loss, best", "nats a token"): best.loss if best else None,
+        ("throughput, median", "tokens/s"): found.tokens_per_s,
+        ("time of a step, median", "s"): median(step_rows(rows), "step_s"),
+        ("MFU, median", "%"): None if found.mfu is None else 100 * found.mfu,
+        ("goodput", "%"): None if time is None or not time.plausible else 100 * time.share,
+        ("updates dominated by epsilon, newest", "%"): 100 * shares[-1] if shares else None,
+        ("starts", ""): found.starts,
+        ("incidents", ""): len(incidents(events, every_row)),
+    }
+
+
+def _at_tokens(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[TokenPair]:
+    at = [{row["step"]: row.get("tokens") for row in rows} for rows in (before, after)]
+    if all(at[0][step] == at[1][step] for step in at[0].keys() & at[1].keys()):
+        return []
+    losses = [{row["tokens"]: row["loss"] for row in rows if "tokens" in row} for rows in (before, after)]
+    common = sorted(losses[0].keys() & losses[1].keys())
+    return [TokenPair(tokens, losses[0][tokens], losses[1][tokens]) for tokens in common]
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
