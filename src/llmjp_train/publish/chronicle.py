@@ -313,7 +313,7 @@ class _Page(Speech):
             return self.words["missing"]
         if name in ("share", "newest", "highest", "gap"):
             return _share(value) or ""
-        if name in ("here", "there", "loss"):
+        if name in ("here", "there", "loss", "early"):
             return f"{value:.4f}"
         if name.endswith("seconds"):
             return self.seconds(value)

@@ -145,7 +145,7 @@ FINDINGS: dict[str, dict[str, str]] = {
         "to {last} that both logged.",
         "loss_apart": "The losses of this run and {other} can be told apart from step {step} on, after {tokens} tokens "
         "({here} here, {there} there at that step): from there to step {last} their mean gap over 20 steps exceeds "
-        "the scatter of the curves.",
+        "the scatter of the curves. At single steps before it they were up to {early} apart (step {early_step}).",
         "told_before": "The health metric told {steps} steps, {tokens} tokens, before the loss.",
         "no_spike": "No loss spike was recorded.", "spikes": "{count} loss spike(s) were recorded.",
         "no_validation": "No validation was recorded.",
@@ -174,7 +174,7 @@ FINDINGS: dict[str, dict[str, str]] = {
         "ステップ {first}～{last} の最後でも見分けがつきません。",
         "loss_apart": "この学習と {other} の損失は、ステップ {step}（{tokens} トークン）から見分けがつきます"
         "（そのステップで、こちらは {here}、あちらは {there}）。そこからステップ {last} まで、20 ステップの平均の差が"
-        "曲線自体のばらつきを上回ります。",
+        "曲線自体のばらつきを上回ります。それより前の個々のステップでの差は最大 {early}（ステップ {early_step}）です。",
         "told_before": "この指標は、損失より {steps} ステップ（{tokens} トークン）早く知らせていました。",
         "no_spike": "損失の急増は記録されていません。", "spikes": "損失の急増が {count} 回記録されました。",
         "no_validation": "検証の記録はありません。",

@@ -244,6 +244,12 @@ def _against(found: Facts, beside: Beside | None, crossed: dict[str, Any] | None
     if apart is None:
         return [*said, Finding("loss_alike", values)]
     tokens = {row["step"]: row.get("tokens") for row in found.steps}
+    gaps = [
+        (abs(pair.before - pair.after), pair.step)
+        for pair in pairs
+        if pair.step < apart.step and pair.before is not None and pair.after is not None
+    ]
+    values["early"], values["early_step"] = max(gaps)  # there are some: apart is the last step of a window
     values |= {"step": apart.step, "here": apart.before, "there": apart.after, "tokens": tokens[apart.step]}
     said.append(Finding("loss_apart", values))
     if (
