@@ -67,3 +67,11 @@ def test_a_save_that_outlasts_the_time_to_the_next_one_stops_training() -> None:
 def test_without_zero_a_copy_is_of_all_that_the_rank_has() -> None:
     job = replace(job_from(experiment("experiment=llm-jp-4-8b")), zero=0)
     assert staged(job) >= 12 * stages(job)[0].parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("llm-jp-13b-v1-mdx", 96 + 3), ("llm-jp-175b-abci", 2 * 392 + 3)]
+)
+def test_a_rank_writes_as_many_files_as_its_share_fills(name: str, files: int) -> None:
+    config = experiment(f"experiment={name}")
+    assert checkpoints(config, job_from(config), None).files == files

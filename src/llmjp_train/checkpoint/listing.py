@@ -10,6 +10,10 @@ from llmjp_train.errors import UserError
 from llmjp_train.runlog.lease import committed_folders, read_epochs
 
 COMMITTED = "COMMITTED"
+CHUNK_BYTES = 64 * 2**20
+"""Largest chunk: what a rank reads at once, also when it needs a part."""
+FILE_BYTES = 4 * 2**30
+"""A file is closed when it has grown to this size; the last chunk may reach beyond it."""
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
+from llmjp_train.checkpoint.listing import CHUNK_BYTES
 from llmjp_train.checkpoint.tiling import Box, check_tiling
 from llmjp_train.parallel.fragment import Fragment
 
 
 class Pieces:
-    """All rectangles of one tensor that this rank holds. DCP asks it what to write or fill; it is no tensor."""
+    """All boxes of one tensor that this rank holds. DCP asks it what to write or fill; it is no tensor."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = torch.Size(shape)
@@ -62,10 +63,11 @@ def pieces(fragments: Iterable[Fragment]) -> dict[str, Any]:
                 f"{fragment.name} is given with shapes {tuple(piece.shape)} and {fragment.shape}"
             )
         for rectangle in fragment.rectangles():
-            offset = torch.Size(rectangle.offset)
-            if offset in piece.views:
-                raise RuntimeError(f"{fragment.name} is given twice at {tuple(offset)} on one rank")
-            piece.views[offset] = rectangle.view
+            for part in rectangle.parts(CHUNK_BYTES // 4):
+                offset = torch.Size(part.offset)
+                if offset in piece.views:
+                    raise RuntimeError(f"{fragment.name} is given twice at {tuple(offset)} on one rank")
+                piece.views[offset] = part.view
     return found
 
 

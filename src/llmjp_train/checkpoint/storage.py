@@ -8,7 +8,9 @@ import json
 import os
 import sys
 import zlib
+from collections import deque
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from llmjp_train.checkpoint.listing import FILE_BYTES
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.lease import write_synced
 
@@ -65,7 +68,7 @@ class Chunk:
 
 
 class Writer(StorageWriter):
-    """Streams each rank's chunks into its own file; the coordinator writes the index."""
+    """Streams each rank's chunks into its own files; the coordinator writes the index."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.rank = folder, rank
@@ -88,12 +91,16 @@ class Writer(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's chunks, one view at a time, and wait until the disk has them."""
-        name = f"rank-{self.rank:05d}.bin"
-        results = []
-        if plan.items:
+        results: list[WriteResult] = []
+        left = deque(plan.items)
+        for number in count():
+            if not left:
+                break
+            name = f"rank-{self.rank:05d}{f'.{number}' if number else ''}.bin"
             position = 0
             with (self.folder / name).open("wb") as file:
-                for item in plan.items:
+                while left and position < FILE_BYTES:
+                    item = left.popleft()
                     position += file.write(bytes(-position % ALIGNMENT))
                     view = planner.resolve_data(item)
                     assert isinstance(view, Tensor)

@@ -19,14 +19,15 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from llmjp_train.checkpoint.listing import CheckpointInfo, folder_name, read_info
+from llmjp_train.checkpoint.listing import (
+    CHUNK_BYTES,
+    FILE_BYTES,
+    CheckpointInfo,
+    folder_name,
+    read_info,
+)
 from llmjp_train.checkpoint.storage import ALIGNMENT, Chunk, Writer, as_bytes
 from llmjp_train.checkpoint.store import commit
-
-CHUNK_BYTES = 64 * 2**20
-"""Largest chunk: what a rank reads at once, also when it needs a part."""
-FILE_BYTES = 4 * 2**30
-"""A file is closed when it has grown to this size."""
 
 
 class StreamWriter:

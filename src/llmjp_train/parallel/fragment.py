@@ -17,6 +17,16 @@ class Rectangle:
     view: Tensor
     """The values, of shape ``shape``, sharing memory with the fragment."""
 
+    def parts(self, most: int) -> "Iterator[Rectangle]":
+        """The box cut along its first dimension into boxes of at most ``most`` elements, or of one row."""
+        rows = max(1, most // max(1, prod(self.shape[1:])))
+        if not self.shape or self.shape[0] <= rows:
+            yield self
+            return
+        for first in range(0, self.shape[0], rows):
+            view = self.view[first : first + rows]
+            yield Rectangle((self.offset[0] + first, *self.offset[1:]), tuple(view.shape), view)
+
 
 @dataclass(frozen=True)
 class Fragment:

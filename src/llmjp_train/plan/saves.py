@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmjp_train.checkpoint.listing import FILE_BYTES
 from llmjp_train.config.derive import derived, saved_steps
 from llmjp_train.config.machine import Device, known
 from llmjp_train.config.root import TrainConfig
@@ -39,7 +40,7 @@ class Checkpoints:
 
 
 def checkpoints(config: TrainConfig, job: Job, step: Range | None) -> Checkpoints:
-    """Sizes from the retention policy; each rank writes a file, the leader three more (docs/run-record.md).
+    """Sizes from the retention policy; each rank writes files of about 4 GiB, the leader three more.
 
     Args:
         step: seconds of an optimizer step; none: not known, then no save is taken to run into the next.
@@ -47,20 +48,20 @@ def checkpoints(config: TrainConfig, job: Job, step: Range | None) -> Checkpoint
     numbers = derived(config)
     rate = known(job.cluster.storage_gbs)
     rates = STORAGE_BOUNDS if rate is None else (rate, rate)
-    writers = job.tensor * job.pipeline * (job.data if job.zero else 1)
+    owned = [partition(job, stage) * STATE_BYTES for stage in stages(job)]
+    files = sum(-(-own // FILE_BYTES) for own in owned) * job.tensor * (job.data if job.zero else 1)
     seconds = Range(*(numbers.checkpoint_bytes / 1e9 / each for each in rates))
     saves = len(saved_steps(numbers.steps, config.checkpoint))
     stall = last = seconds
     staging = 0
     if config.checkpoint.asynchronous:
         staging = staged(job) * min(job.cluster.devices_per_node or job.ranks, job.ranks)
-        own = max(partition(job, stage) for stage in stages(job)) * STATE_BYTES
-        copy = Range(*(own / 1e9 / each for each in COPY_BOUNDS))
+        copy = Range(*(max(owned) / 1e9 / each for each in COPY_BOUNDS))
         stall = copy.plus(_overrun(seconds, step, numbers.steps, saves))
         last = copy.plus(Range(seconds.low, 2 * seconds.high))
     return Checkpoints(
         bytes=numbers.checkpoint_bytes,
-        files=writers + 3,
+        files=files + 3,
         seconds=seconds,
         stall=stall,
         last=last,
