@@ -1,5 +1,9 @@
 """Saves in the background hold the state of their step, are told when they fail, and end before the run does."""
 
+import os
+import signal
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +77,37 @@ def test_the_buffer_is_used_again_and_errors_are_not_lost() -> None:
     with pytest.raises(OSError, match="gone"):
         background.end()
     assert not background.busy
+
+
+def dies_in_a_save(rank: int, config: Any) -> None:
+    """Rank 1 is killed when it has written a part of its second checkpoint."""
+    from llmjp_train.checkpoint.storage import Writer
+
+    plain, saves = Writer.write_data, count(1)
+
+    def write_data(self: Writer, plan: Any, planner: Any) -> Any:
+        if rank == 1 and next(saves) == 2:
+            plain(self, replace(plan, items=plan.items[:3]), planner)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, plan, planner)
+
+    Writer.write_data = write_data  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_rank_that_dies_during_a_save_costs_that_save_alone(
+    asynchronous: bool, overrides: Any, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    words = overrides(run_dir, *PLAIN, f"checkpoint.asynchronous={asynchronous}")
+    with pytest.raises(RuntimeError, match="rank 1 died|Connection"):
+        train(2, words, inject=dies_in_a_save)
+    assert [info.step for info in committed(run_dir)] == [4]
+    assert CheckpointReader(latest(run_dir).path).verify() > 0
+    torn = run_dir / "checkpoints" / "step-00000008.epoch-0001"
+    assert (torn / "rank-00001.bin").is_file(), "it died with a part of its payload written"
+    assert train(2, words) == [exit_codes.OK] * 2
+    assert [row[0] for row in losses(run_dir)] == list(range(1, 21))
+    assert latest(run_dir).step == 20
+    assert not torn.exists()
