@@ -101,7 +101,7 @@ def test_a_rank_that_dies_during_a_save_costs_that_save_alone(
 ) -> None:
     run_dir = tmp_path / "run"
     words = overrides(run_dir, *PLAIN, f"checkpoint.asynchronous={asynchronous}")
-    with pytest.raises(RuntimeError, match="rank 1 died|Connection"):
+    with pytest.raises(RuntimeError, match=r"rank 1 died|Connection"):
         train(2, words, inject=dies_in_a_save)
     assert [info.step for info in committed(run_dir)] == [4]
     assert CheckpointReader(latest(run_dir).path).verify() > 0
