@@ -18,6 +18,7 @@ POINTER = "latest"
 TRIES = 3
 PAUSE = 5.0
 """Seconds between two tries when the line was cut."""
+_CONSEQUENCES = ("rsync error:", "Broken pipe", "connection unexpectedly closed")
 _CUT = (10, 12, 30, 35, 255)
 """rsync's exit codes of a line that was cut or a peer that ended; ssh's is 255."""
 
@@ -136,10 +137,11 @@ def _need(program: str) -> None:
 
 
 def _last(text: str) -> str:
+    """The last line that tells a cause."""
     lines = text.strip().splitlines()
-    # rsync ends with a line that only repeats its code.
-    lines = [line for line in lines if not line.startswith("rsync error:")] or lines
-    return lines[-1].rstrip(".") if lines else "no message"
+    # rsync repeats its code, and one end may tell that the other is gone after that one has told why.
+    causes = [line for line in lines if not any(words in line for words in _CONSEQUENCES)] or lines
+    return causes[-1].rstrip(".") if causes else "no message"
 
 
 def _remedy(said: str) -> str:
