@@ -3,16 +3,14 @@
 import csv
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.browser import browse, luminance
 
 from llmjp_train.evaluate.averages import Average
 from llmjp_train.evaluate.compare import Comparison, Difference
@@ -198,38 +196,6 @@ addEventListener("load", () => {
 """
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        if os.environ.get("LLMJP_CI"):
-            pytest.fail("CI looks at the page in Chromium: install chromium")
-        pytest.skip("no chromium here")
-    return found
-
-
-def browse(chromium: str, page: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
-    """The page as Chromium has it after loading, and what its console says."""
-    base = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={folder / 'profile'}",
-        "--no-first-run",
-    ]
-    base += [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--disable-background-networking",
-        "--enable-logging=stderr",
-    ]
-    done = subprocess.run(
-        [chromium, *base, "--virtual-time-budget=1000", *flags, page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def said(
     chromium: str, text: str, folder: Path, column: int, word: str, dark: bool = False
 ) -> dict[str, Any]:
@@ -239,18 +205,11 @@ def said(
         r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", copy
     )  # it would forbid the script that asks
     (folder / "copy.html").write_text(copy.replace("</body>", CHECK % (column, word) + "</body>"), "utf-8")
-    dom, _ = browse(chromium, folder / "copy.html", folder, "--window-size=500,2000", "--dump-dom")
+    dom = browse(chromium, folder / "copy.html", folder / "profile", "--window-size=500,2000", "--dump-dom")
     found = re.search(r'data-said="([^"]+)"', dom)
     assert found, dom[:500]
     answer: dict[str, Any] = json.loads(found.group(1).replace("&quot;", '"').replace("&amp;", "&"))
     return answer
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of an rgb() colour (WCAG 2)."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.slow
@@ -277,12 +236,16 @@ def test_the_policy_allows_the_page_s_own_script_alone(
 ) -> None:
     write_evaluation(payload, LINES, tmp_path)
     write_comparison(comparison, tmp_path / "c.html")
+
+    def shown(name: str) -> str:
+        return browse(chromium, tmp_path / name, tmp_path / "profile", "--dump-dom")
+
     for name in ("index.html", "index.ja.html", "c.html", "c.ja.html"):
-        _, console = browse(chromium, tmp_path / name, tmp_path, "--dump-dom")
-        assert console == [], name
+        assert "CONSOLE" not in shown(name), name
     text = (tmp_path / "index.html").read_text("utf-8")
     (tmp_path / "broken.html").write_text(
         text.replace("</body>", "<script>let x = 1</script></body>"), "utf-8"
     )
-    _, console = browse(chromium, tmp_path / "broken.html", tmp_path, "--dump-dom")
-    assert any("Content Security Policy" in line for line in console), "the check would have seen one"
+    assert "Content Security Policy" in shown("broken.html").partition("CONSOLE")[2], (
+        "it would have been seen"
+    )

@@ -37,10 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish; see `add_arguments`."""
-    from llmjp_train.publish.release_folder import read_manifest
     from llmjp_train.publish.upload import plan, publish
 
-    read_manifest(args.release)
     target = _target(args)
     planned = plan(args.release, target)
     for line in planned.lines(target):

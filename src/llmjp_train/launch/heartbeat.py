@@ -5,7 +5,7 @@ import statistics
 import time
 from pathlib import Path
 
-from llmjp_train.runlog.record import RunRecord
+from llmjp_train.runlog.record import RunRecord, counting
 
 FACTOR = 20.0
 """Times its own median step that a run may be silent, saves and validations left out."""
@@ -48,9 +48,10 @@ class HangWatch:
 
     def limit(self) -> float:
         """Seconds of silence that are not normal for this run; a start counts as one until its first row."""
-        if len(self._record.read_metrics(latest=False)) == self._rows_before:
+        every_row = self._record.read_metrics(latest=False)
+        if len(every_row) == self._rows_before:
             return max(self._least, START_SECONDS)
-        rows = self._record.read_metrics()[-200:]
+        rows = counting(every_row)[-200:]
         steps = [row["step_s"] for row in rows if row.get("step_s")]
         apart = [b["step"] - a["step"] for a, b in itertools.pairwise(rows) if b["step"] > a["step"]]
         longest: float = max(

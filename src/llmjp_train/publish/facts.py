@@ -8,7 +8,7 @@ from llmjp_train.checkpoint.listing import CheckpointInfo, committed
 from llmjp_train.config.derive import Derived
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.reading import STARTS, Summary, config_values, step_rows, summary
-from llmjp_train.runlog.record import RunRecord
+from llmjp_train.runlog.record import RunRecord, counting
 
 Z95 = 1.96
 """Standard errors in half of a 95 % interval."""
@@ -146,6 +146,7 @@ def facts(record: RunRecord) -> Facts:
         UserError: config.yaml or another file of the record is damaged, or of a newer version.
     """
     found = summary(record)
+    every_row = record.read_metrics(latest=False)
     evaluations = [evaluation(name, payload) for name, payload in record.read_evaluations().items()]
     return Facts(
         summary=found,
@@ -153,8 +154,8 @@ def facts(record: RunRecord) -> Facts:
         config_text=record.config_text,
         environment=record.read_json("environment.json"),
         data=record.read_json("data.json"),
-        rows=record.read_metrics(),
-        every_row=record.read_metrics(latest=False),
+        rows=counting(every_row),
+        every_row=every_row,
         events=record.read_events(),
         checkpoints=committed(record.path),
         evaluations=sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name)),

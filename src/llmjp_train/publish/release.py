@@ -285,8 +285,8 @@ def kept_additions(out: Path) -> dict[str, dict[str, str]]:
     """
     if not (out / MANIFEST).is_file():
         return {}
-    for check in check_arithmetic(out):
-        if check.name == "cards" and not check.passed:
+    for check in check_arithmetic(out, only="cards"):
+        if not check.passed:
             raise UserError(
                 f"a card in {out} was edited by hand and contradicts the record: {check.said}. Take that back, or "
                 f"put what you add between the lines {BEGIN} and {END}: it is kept"

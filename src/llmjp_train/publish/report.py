@@ -1,7 +1,6 @@
 """One HTML file that tells a run: no other file, no network, any screen."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from llmjp_train.config.derive import human, table
 from llmjp_train.errors import UserError
 from llmjp_train.publish.charts import POINTS, Chart, Mark, Series, chart, short
 from llmjp_train.publish.facts import Facts, facts
+from llmjp_train.runlog.incidents import seconds_between
 from llmjp_train.runlog.reading import STARTS, describe, is_incident, validations
 from llmjp_train.runlog.record import RunRecord
 
@@ -96,7 +96,7 @@ def _period(began: str | None, changed: str | None) -> str:
     if not began or not changed:
         return ""
     first, last = when(began)[:16], when(changed)[:16]
-    seconds = (datetime.fromisoformat(changed) - datetime.fromisoformat(began)).total_seconds()
+    seconds = seconds_between(began, changed)
     shown = last[11:] if first[:10] == last[:10] else last
     return f"{first} to {shown} UTC ({duration(max(seconds, 0.0))})"
 

@@ -252,17 +252,11 @@ def _against(found: Facts, beside: Beside | None, crossed: dict[str, Any] | None
     values["early"], values["early_step"] = max(gaps)  # there are some: apart is the last step of a window
     values |= {"step": apart.step, "here": apart.before, "there": apart.after, "tokens": tokens[apart.step]}
     said.append(Finding("loss_apart", values))
-    if (
-        crossed is not None
-        and crossed["step"] < apart.step
-        and None
-        not in (
-            values["tokens"],
-            crossed.get("tokens"),
-        )
-    ):
-        lead = values["tokens"] - crossed["tokens"]
-        said.append(Finding("told_before", {"steps": apart.step - crossed["step"], "tokens": lead}, "bad"))
+    if crossed is not None and crossed["step"] < apart.step:
+        begun, ended = crossed.get("tokens"), values["tokens"]
+        if begun is not None and ended is not None:
+            lead = {"steps": apart.step - crossed["step"], "tokens": ended - begun}
+            said.append(Finding("told_before", lead, "bad"))
     return said
 
 

@@ -85,20 +85,20 @@ class Plan:
             else "new"
         )
         free = "" if held.free is None else f", {held.free:,} are free there"
-        where = f"{target.pointer} of {target.where}"
-        moves = (
-            f"{where} {'shows it already' if held.pointer == self.revision else f'moves from {held.pointer}'}"
-            if self.points and held.pointer
-            else f"{where} begins with it"
-            if self.points
-            else f"{where} stays at {held.pointer}, which is later"
-        )
         return [
             f"target    {target.where}",
             f"revision  {self.revision} ({sent})",
             f"size      {self.files} files, {self.size:,} bytes{free}",
-            f"pointer   {moves}",
+            f"pointer   {target.pointer} of {target.where} {self._moves()}",
         ]
+
+    def _moves(self) -> str:
+        shown = self.standing.pointer
+        if not self.points:
+            return f"stays at {shown}, which is later"
+        if shown is None:
+            return "begins with it"
+        return "shows it already" if shown == self.revision else f"moves from {shown}"
 
 
 def revision_name(manifest: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ import yaml
 
 from llmjp_train.runlog.goodput import goodput
 from llmjp_train.runlog.incidents import incidents
-from llmjp_train.runlog.reading import Summary, config_values, median, step_rows, summary, validations
-from llmjp_train.runlog.record import RunRecord
+from llmjp_train.runlog.reading import config_values, median, step_rows, summary, validations
+from llmjp_train.runlog.record import RunRecord, counting
 
 T = TypeVar("T")
+_Figures = dict[tuple[str, str], float | None]
+"""Values by name and unit."""
 MISSING = "(none)"
 WHERE = ("name", "run_dir")
 """Settings that say where a run lies, not what it does."""
@@ -128,7 +130,8 @@ def compare(before: RunRecord, after: RunRecord) -> Difference:
     Raises:
         UserError: a file of a record is damaged or of a newer version.
     """
-    rows = before.read_metrics(), after.read_metrics()
+    every_row = [record.read_metrics(latest=False) for record in (before, after)]
+    rows = [counting(each) for each in every_row]
     steps = [step_rows(found) for found in rows]
     losses = [{row["step"]: row["loss"] for row in found} for found in steps]
     points = [{point.step: point.loss for point in validations(found)} for found in rows]
@@ -140,7 +143,7 @@ def compare(before: RunRecord, after: RunRecord) -> Difference:
         data=changes(*data),
         code=[change for change in machine if change.key.startswith("source")],
         environment=[change for change in machine if not change.key.startswith("source")],
-        results=_results(before, after),
+        results=_results(*map(_figures, (before, after), every_row, rows)),
         losses=_pairs(*losses),
         validations=_pairs(*points),
         losses_at_tokens=_at_tokens(*steps),
@@ -171,15 +174,13 @@ def relative(before: Any, after: Any) -> float | None:
     return float((after - before) / abs(before)) if before else None
 
 
-def _results(before: RunRecord, after: RunRecord) -> list[Result]:
+def _results(before: _Figures, after: _Figures) -> list[Result]:
     """What came out, of both runs."""
-    sides = [(summary(record), record) for record in (before, after)]
-    figures = [_figures(found, record) for found, record in sides]
-    return [Result(name, unit, figures[0][name, unit], figures[1][name, unit]) for name, unit in figures[0]]
+    return [Result(name, unit, before[name, unit], after[name, unit]) for name, unit in before]
 
 
-def _figures(found: Summary, record: RunRecord) -> dict[tuple[str, str], float | None]:
-    rows, every_row, events = record.read_metrics(), record.read_metrics(latest=False), record.read_events()
+def _figures(record: RunRecord, every_row: list[dict[str, Any]], rows: list[dict[str, Any]]) -> _Figures:
+    found, events = summary(record), record.read_events()
     logged_every = (config_values(record).get("metrics") or {}).get("every")
     time = goodput(every_row, rows, events, logged_every=logged_every)
     shares = [row["eps_dominated"] for row in rows if row.get("eps_dominated") is not None]

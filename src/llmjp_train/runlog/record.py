@@ -76,22 +76,10 @@ class RunRecord:
     def read_metrics(self, *, latest: bool = True) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl in the order of steps.
 
-        With ``latest``, rows that a resume took again are dropped: for each step and kind of row the
-        newest counts, and steps after the one that a resume went back to are dropped until redone.
+        With ``latest``, only those that count (`counting`).
         """
         rows = self.read_lines("metrics.jsonl")
-        if not latest:
-            return rows
-        newest: dict[tuple[int, str], dict[str, Any]] = {}
-        for row in rows:
-            kind = next((key for key in _OWN_ROWS if key in row), "step")
-            newest[row["step"], kind] = row
-        end = self._last_step(rows)
-        return [newest[key] for key in sorted(newest) if key[0] <= end]
-
-    @staticmethod
-    def _last_step(rows: list[dict[str, Any]]) -> int:
-        return int(rows[-1]["step"]) if rows else 0
+        return counting(rows) if latest else rows
 
     def read_events(self) -> list[dict[str, Any]]:
         """Events in the order in which they happened, with what others than the writer wrote beside them."""
@@ -158,6 +146,20 @@ class RunRecord:
             _check_schema(row, path)
             rows.append(row)
         return rows
+
+
+def counting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without those that a resume took again or gave up, in the order of steps.
+
+    For each step and kind of row the newest counts; steps after the one that a resume went back to are dropped
+    until they are redone.
+    """
+    newest: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        kind = next((key for key in _OWN_ROWS if key in row), "step")
+        newest[row["step"], kind] = row
+    end = int(rows[-1]["step"]) if rows else 0
+    return [newest[key] for key in sorted(newest) if key[0] <= end]
 
 
 def _repair(path: Path) -> str:

@@ -103,13 +103,8 @@ class SelfTest:
                     continue
                 found, worst = alone.distance(form, self.device, dtype)
                 bound = alone.BOUNDS[dtype]
-                yield Finding(
-                    "parity",
-                    f"{form} {dtype.value}",
-                    "ok" if found <= bound else "failed",
-                    f"{worst} is {found:.1e} from fp32 on the CPU, {bound:g} is allowed",
-                    time.perf_counter() - began,
-                )
+                said = f"{worst} is {found:.1e} from fp32 on the CPU, {bound:g} is allowed"
+                yield _judged("parity", f"{form} {dtype.value}", found <= bound, said, began)
         yield from self._left_out("parity")
 
     def attention(self) -> Iterator[Finding]:
@@ -118,7 +113,7 @@ class SelfTest:
             began = time.perf_counter()
             kernels = alone.attention_kernels(self.device, dtype)
             said = "; ".join(f"{what}: {', '.join(names)}" for what, names in kernels.items())
-            yield Finding("attention", dtype.value, "ok", said, time.perf_counter() - began)
+            yield _judged("attention", dtype.value, True, said, began)
 
     def leak(self) -> Iterator[Finding]:
         """Whether a document sees another one through the attention that was chosen."""
@@ -126,13 +121,8 @@ class SelfTest:
             for dtype in self.dtypes():
                 began = time.perf_counter()
                 found, bound = alone.leak(form, self.device, dtype), allowed(dtype)
-                yield Finding(
-                    "leak",
-                    f"{form} {dtype.value}",
-                    "ok" if found <= bound else "failed",
-                    f"changing a document moved another's loss by {found:.1e} nats, {bound:g} is allowed",
-                    time.perf_counter() - began,
-                )
+                said = f"changing a document moved another's loss by {found:.1e} nats, {bound:g} is allowed"
+                yield _judged("leak", f"{form} {dtype.value}", found <= bound, said, began)
 
     def layouts(self) -> Iterator[Finding]:
         """Layouts over the node's devices against one: on GPUs by training, on the CPU by `Verifier`."""
@@ -142,10 +132,11 @@ class SelfTest:
         warm()
         verifier = Verifier(prepared(compose("train", ["experiment=tiny-cpu"], partial=True)), steps=2)
         for text in ON_CPU:
+            began = time.perf_counter()
             row = verifier.verify(parse(text))
             wrong = row.verdict.failures
             said = wrong[0] if wrong else f"up to {_worst(row.verdict):.2g} of what is allowed"
-            yield Finding("layouts", str(row.spec), "failed" if wrong else "ok", said, row.seconds)
+            yield _judged("layouts", str(row.spec), not wrong, said, began)
 
     def trained_layouts(self, layouts: Sequence[Sequence[str]]) -> Iterator[Finding]:
         """Train some steps in each layout, as a user does, and compare losses and norms with one device's."""
@@ -159,7 +150,7 @@ class SelfTest:
             try:
                 rows = self._train("layout-" + name.replace(" ", "-"), *words, f"schedule.length={SAVED}")
             except UserError as error:
-                yield Finding("layouts", name, "failed", str(error), time.perf_counter() - began)
+                yield _judged("layouts", name, False, str(error), began)
                 continue
             yield _compared("layouts", name, rows, reference[:SAVED], began)
 
@@ -178,13 +169,8 @@ class SelfTest:
         out = self.folder / "exported"
         self._llmjp("export", str(self.folder / "resumed"), "--out", str(out))
         certificate = json.loads((out / "parity.json").read_text(encoding="utf-8"))
-        yield Finding(
-            "checkpoint",
-            "export",
-            "ok" if certificate["passed"] else "failed",
-            f"compared with transformers: {certificate['level']}",
-            time.perf_counter() - began,
-        )
+        said = f"compared with transformers: {certificate['level']}"
+        yield _judged("checkpoint", "export", certificate["passed"], said, began)
 
     def reference(self) -> list[dict[str, Any]]:
         """Rows of a run on one device, trained once."""
@@ -236,16 +222,19 @@ def _compared(
     part: str, name: str, rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]], began: float
 ) -> Finding:
     """A run's steps beside the reference's."""
-    seconds = time.perf_counter() - began
     if [row["step"] for row in rows] != [row["step"] for row in wanted]:
-        return Finding(part, name, "failed", f"{len(rows)} steps were logged, not {len(wanted)}", seconds)
+        return _judged(part, name, False, f"{len(rows)} steps were logged, not {len(wanted)}", began)
     loss, norm = (
         max(abs(row[key] - other[key]) / abs(other[key]) for row, other in zip(rows, wanted, strict=True))
         for key in ("loss", "grad_norm")
     )
     good = loss <= LOSS and norm <= NORM
     said = f"loss {loss:.1e} and gradient norm {norm:.1e} from one device, {LOSS:g} and {NORM:g} are allowed"
-    return Finding(part, name, "ok" if good else "failed", said, seconds)
+    return _judged(part, name, good, said, began)
+
+
+def _judged(part: str, name: str, good: bool, said: str, began: float) -> Finding:
+    return Finding(part, name, "ok" if good else "failed", said, time.perf_counter() - began)
 
 
 def _worst(verdict: Verdict) -> float:
