@@ -247,6 +247,49 @@ def test_what_is_not_finite_leaves_weights_and_moments_untouched(
         assert same
 
 
+def refused(rank: int, world: int, zero: int, precision: str, where: str) -> Any:
+    """Losses and state of two steps; between them, or not, one that is not applied."""
+    config = small_config(
+        f"parallel.data={world}",
+        f"parallel.zero={zero}",
+        f"batch.global_batch={SAMPLES}",
+        f"precision={precision}",
+    )
+    engine = build(config)
+    first, other, last = (ragged_batches(config, SAMPLES, seed=seed)[rank::world] for seed in range(3))
+    module, said = engine._engine.module.decoder, ""
+    results = [engine.step(first, lr=1e-3)]
+    if where == "refused":
+        said = engine.step(other, lr=1e-3, refuse=lambda loss: f"{loss} is too much").reason
+    elif where:
+        nan = module.norm.register_forward_hook(lambda m, i, out: out * math.nan)
+        if where == "gradient":
+            nan.remove()
+            nan = module.norm.register_full_backward_hook(lambda m, gi, go: tuple(g * math.nan for g in gi))
+        said = engine.step(other, lr=1e-3).reason
+        nan.remove()
+    results.append(engine.step(last, lr=1e-3))
+    state = {f.name: f.view.clone() for f in engine.fragments()}
+    engine.close()
+    return [(r.loss, r.grad_norm) for r in results], state, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
+)
+def test_a_step_that_was_not_applied_leaves_no_trace_in_the_next(zero: int, precision: str) -> None:
+    plain = run_ranks(refused, 2, zero, precision, "")
+    for where in ("refused", "loss", "gradient"):
+        for (results, state, said), (wanted, other, _) in zip(
+            run_ranks(refused, 2, zero, precision, where), plain, strict=True
+        ):
+            assert {"refused": "too much", "loss": "loss is nan", "gradient": "gradient"}[where] in said
+            assert results == wanted
+            assert all(torch.equal(value, other[name]) for name, value in state.items())
+
+
 def norms(rank: int, world: int, zero: int) -> Any:
     config = small_config(
         f"parallel.data={world}", f"parallel.zero={zero}", f"batch.global_batch={SAMPLES}", "optimizer.clip=0"

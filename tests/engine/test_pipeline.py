@@ -57,9 +57,11 @@ def mixed(rank: int, world: int, overrides: tuple[str, ...]) -> Any:
     weight.fill_(float("nan"))
     bad = engine.step(mine, lr=1e-3)
     weight.copy_(good)
+    refused = engine.step(mine, lr=1e-3, refuse=lambda loss: f"{loss} is too much")
     same = all(torch.equal(state[f.name], f.view) for f in engine.fragments())
+    again = engine.step(mine, lr=1e-3)
     engine.close()
-    return before, first, squares, wide, bad, same
+    return before, first, squares, wide, bad, same, refused, again
 
 
 @pytest.mark.slow
@@ -73,3 +75,7 @@ def test_likelihoods_norms_and_bad_losses_go_with_stages() -> None:
         assert not found[4].applied
         assert "loss is nan" in found[4].reason
         assert found[5], "masters and moments are untouched"
+        assert "too much" in found[6].reason
+        assert (found[7].loss, found[7].grad_norm) == pytest.approx(
+            (plain[7].loss, plain[7].grad_norm), rel=1e-5
+        ), "what was not applied has left nothing in the accumulated gradients"

@@ -42,11 +42,13 @@ class Engine(ABC):
         *,
         interrupted: Callable[[], bool] = lambda: False,
         inspect_gradients: Callable[[Squares], None] | None = None,
+        refuse: Callable[[float], str] = lambda loss: "",
     ) -> StepResult | None:
         """One optimizer step over this rank's micro batches of the global batch. Collective.
 
         Every target token of the global batch weighs the same, however ragged micro batches and ranks
-        are. A loss or gradient that is not finite leaves weights and optimizer untouched.
+        are. A loss or gradient that is not finite, or a loss that is refused, leaves weights and optimizer
+        untouched and drops the gradients: the next step can be taken.
 
         Args:
             batches: as many on every rank; the same on ranks that share a model.
@@ -54,6 +56,7 @@ class Engine(ABC):
             interrupted: asked between micro batches, with the same answer on all ranks; if true the step
                 is given up and the result is None. A pipeline cannot be interrupted and does not ask.
             inspect_gradients: called on every rank with the squared norms of the gradients before clipping.
+            refuse: called on every rank with the batch's mean loss; says why the update is not to be taken.
         """
 
     @abstractmethod
@@ -113,6 +116,12 @@ class Engine(ABC):
 
     def _documents(self, batch: MicroBatch) -> Tensor | None:
         return batch.documents if self._config.data.document_mask else None
+
+    def _refused(self, loss: float, z_loss: float, refuse: Callable[[float], str]) -> str:
+        """Why no update may follow from these losses; empty when one may."""
+        if not math.isfinite(loss) or not math.isfinite(z_loss):
+            return f"the loss is {loss}"
+        return refuse(loss)
 
     def _set_lr(self, lr: float) -> None:
         for group in self._engine.basic_optimizer.param_groups:

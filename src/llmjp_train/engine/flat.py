@@ -79,6 +79,7 @@ class FlatEngine(Engine):
         *,
         interrupted: Callable[[], bool] = lambda: False,
         inspect_gradients: Callable[[Squares], None] | None = None,
+        refuse: Callable[[float], str] = lambda loss: "",
     ) -> StepResult | None:
         """See `Engine.step`."""
         began = time.perf_counter()
@@ -100,9 +101,9 @@ class FlatEngine(Engine):
         sums = self._layout.sum_data(sums).cpu()
         middle = time.perf_counter()
         loss_mean, z_mean = (sums[:2] / max(1, tokens)).tolist()
-        norm, reason = math.nan, ""
-        if not math.isfinite(loss_mean) or not math.isfinite(z_mean):
-            reason = f"the loss is {loss_mean}"
+        norm, reason = math.nan, self._refused(loss_mean, z_mean, refuse)
+        if reason:
+            self._drop_gradients()
         else:
             if inspect_gradients is not None:
                 inspect_gradients(self._state.gradient_squares())
@@ -126,6 +127,7 @@ class FlatEngine(Engine):
             total = self._total_norm()
             norm = float(total)
             if not math.isfinite(norm):
+                self._drop_gradients()
                 return norm, f"the gradient norm is {norm}"
             if self._clip > 0:
                 nn.utils.clip_grads_with_norm_(self._engine.module.parameters(), self._clip, total)
@@ -133,6 +135,13 @@ class FlatEngine(Engine):
         if not self._engine.was_step_applied():
             return math.inf, "a gradient is not finite: DeepSpeed skipped the step"
         return (norm if self._zero == 0 else float(self._engine.get_global_grad_norm())), ""
+
+    def _drop_gradients(self) -> None:
+        if self._zero == 0:
+            self._engine.optimizer.zero_grad()
+        else:
+            self._state.spoil_gradients()
+            self._engine.step()
 
     def _total_norm(self) -> Tensor:
         """Gradient norm over the whole model, each parameter counted once."""

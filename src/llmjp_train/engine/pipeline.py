@@ -83,6 +83,7 @@ class PipelineEngine(Engine):
         *,
         interrupted: Callable[[], bool] = lambda: False,
         inspect_gradients: Callable[[Squares], None] | None = None,
+        refuse: Callable[[float], str] = lambda loss: "",
     ) -> StepResult | None:
         """See `Engine.step`."""
         began = time.perf_counter()
@@ -91,6 +92,7 @@ class PipelineEngine(Engine):
         tokens = int(counts.sum())
         self._loss.begin(self._layout.data / max(1, tokens))
         self._tokens, self._inspect, self._reason, self._middle = tokens, inspect_gradients, "", began
+        self._refuse = refuse
         self._set_lr(lr)
         self._engine.module.train()
         self._run(batches, self._engine._train_schedule, len(batches))
@@ -130,10 +132,10 @@ class PipelineEngine(Engine):
         self._sums = self._layout.sum(mine).cpu()
         self._middle = time.perf_counter()
         loss, z = (self._sums[:2] / max(1, self._tokens)).tolist()
-        if not math.isfinite(loss) or not math.isfinite(z):
-            self._reason = f"the loss is {loss}"
-            return
-        if self._inspect is not None:
+        self._reason = self._refused(loss, z, self._refuse)
+        if self._reason:
+            self._state.spoil_gradients()
+        elif self._inspect is not None:
             self._inspect(self._state.gradient_squares())
         self._take_step(self._engine)
 

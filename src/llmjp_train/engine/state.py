@@ -123,6 +123,21 @@ class EngineState:
                 persistent[0].partition(persistent)
                 persistent[0].all_gather(persistent)
 
+    def spoil_gradients(self) -> None:
+        """Make DeepSpeed skip the step that follows and clean up after it, as it does for a gradient that overflowed.
+
+        Each ZeRO stage accumulates elsewhere, and only DeepSpeed knows all the places. Not for ZeRO-0.
+        """
+        from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+        for held in self.held:
+            parameter: Any = held.parameter
+            if self._zero == 3:
+                safe_set_local_grad(parameter, torch.full_like(safe_get_local_grad(parameter), torch.nan))
+            elif parameter._hp_mapping is not None:
+                fragment = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+                fragment.fill_(torch.nan)
+
     def gradient_squares(self) -> dict[str, float]:
         """Squared norm of each parameter's gradient over the whole model, on every rank. Collective.
 
