@@ -38,6 +38,7 @@ class FakeRun:
 
     def __init__(self, config: Any, layout: Any, engine: Any, step: int) -> None:
         self.config, self.layout, self.engine, self.step = config, layout, engine, step
+        self.updates = step
 
     def interrupted(self) -> bool:
         return False

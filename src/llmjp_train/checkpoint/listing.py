@@ -130,5 +130,8 @@ def set_aside(run_dir: Path, step: int) -> list[str]:
     names = []
     for info in committed(run_dir):
         if info.step > step:
-            names.append(info.path.rename(info.path.with_name(f"left-{info.path.name}")).name)
+            name = f"left-{info.path.name}"
+            while info.path.with_name(name).exists():  # one start may go back over a step more than once
+                name += "+"
+            names.append(info.path.rename(info.path.with_name(name)).name)
     return names

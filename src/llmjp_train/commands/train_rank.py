@@ -85,7 +85,8 @@ def _with_lease(config: TrainConfig, stops: Stops, layout: Any, takeover: bool) 
 
 def _run(config: TrainConfig, stops: Stops, layout: Any, record: Any, lease: Any, epoch: int) -> int:
     from llmjp_train.runlog.lease import LeaseLostError
-    from llmjp_train.train.loop import Outcome, train
+    from llmjp_train.train.loop import train
+    from llmjp_train.train.run import Outcome
     from llmjp_train.train.setup import hooks, prepare_run
 
     run = prepare_run(config, layout, record, stops, lease, epoch)

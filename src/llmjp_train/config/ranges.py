@@ -51,6 +51,8 @@ AT_LEAST_ONE = (
     "metrics.grad_norm_every",
     "metrics.health_every",
     "metrics.agreement_every",
+    "spikes.rewind_steps",
+    "spikes.most",
     "changes.*.step",
     "changes.*.global_batch",
     "changes.*.sequence_length",

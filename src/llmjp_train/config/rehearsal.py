@@ -71,6 +71,7 @@ def rehearsal(config: TrainConfig) -> TrainConfig:
             tasks=[],
             num_fewshot=None,
         ),
+        spikes=replace(config.spikes, rewind_steps=max(1, math.floor(config.spikes.rewind_steps * share))),
         changes=[_small_change(change, config, share) for change in config.changes],
         notes=notes,
     )

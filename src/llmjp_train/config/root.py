@@ -16,6 +16,7 @@ from llmjp_train.config.training import (
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,
+    SpikesConfig,
 )
 
 
@@ -67,6 +68,8 @@ class TrainConfig:
     """When to save and what to keep."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """What is logged and how often."""
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
+    """What is done about a loss spike or a step that is not finite."""
     changes: list[ChangeConfig] = field(default_factory=list)
     """Changes in mid-run, by step."""
     fork: ForkConfig = field(default_factory=ForkConfig)

@@ -37,6 +37,19 @@ class Dtype(Enum):
     fp16 = "fp16"
 
 
+class SpikePolicy(Enum):
+    """What is done about a loss spike (a score above metrics.spike_sigma) or a step that is not finite."""
+
+    note = "note"
+    """A spike is recorded; a step that is not finite stops the run."""
+    stop = "stop"
+    """Either stops the run, with the weights from before it."""
+    skip = "skip"
+    """Its update is left out; the schedule and the data go on."""
+    rewind = "rewind"
+    """The run goes back to a checkpoint and leaves out what it read last."""
+
+
 @dataclass
 class BatchConfig:
     """Sizes of a step."""
@@ -153,6 +166,18 @@ class MetricsConfig:
     """Trackers of your own, as ``module:Class`` (docs/metrics.md)."""
     spike_sigma: float = 6.0
     """A loss above the running mean by this many standard deviations is recorded as a spike."""
+
+
+@dataclass
+class SpikesConfig:
+    """What is done about loss spikes and steps that are not finite (docs/faults.md)."""
+
+    policy: SpikePolicy = SpikePolicy.note
+    """note, stop, skip (leave the update out), or rewind (go back and leave out what was read)."""
+    rewind_steps: int = 100
+    """rewind: least age in steps of the checkpoint to go back to; as many steps' samples are left out."""
+    most: int = 5
+    """skip and rewind: spikes within 1,000 steps that are answered so; one more stops the run."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from llmjp_train.config.phases import phases, steps_for
 from llmjp_train.config.ranges import out_of_range
 from llmjp_train.config.rehearsal import make_commands, rehearsal_folder
 from llmjp_train.config.root import Scale, TrainConfig
-from llmjp_train.config.training import BatchConfig, ChangeConfig, ScheduleKind
+from llmjp_train.config.training import BatchConfig, ChangeConfig, ScheduleKind, SpikePolicy
 
 MAY_CHANGE = ("model", "tokenizer", "data")
 """What `allow_changed` takes."""
@@ -31,6 +31,7 @@ def problems(config: TrainConfig, *, starting: bool = False) -> list[str]:
         *_batch(config),
         *_schedule(config),
         *_changes(config),
+        *_spikes(config),
         *layout_problems(config),
         *_data(config),
         *_fork(config),
@@ -101,6 +102,29 @@ def _batch(config: TrainConfig) -> list[str]:
                 f"batch.sequence_length={phase.sequence_length}{where} is longer than "
                 f"model.max_positions={config.model.max_positions}: shorten it, or raise model.max_positions"
             )
+    return found
+
+
+def _spikes(config: TrainConfig) -> list[str]:
+    """A run can go back only where a checkpoint is kept, and count on only where samples keep their length."""
+    spikes, checkpoint = config.spikes, config.checkpoint
+    if spikes.policy is not SpikePolicy.rewind:
+        return []
+    found = []
+    every, kept = checkpoint.every_steps, checkpoint.keep_last
+    if every is None:
+        found.append("spikes.policy=rewind needs checkpoints by steps: give checkpoint.every_steps")
+    elif (kept - 1) * every < spikes.rewind_steps - 1:
+        needed = -(-(spikes.rewind_steps - 1) // every) + 1
+        found.append(
+            f"spikes.rewind_steps={spikes.rewind_steps} is more than checkpoint.keep_last={kept} checkpoints every "
+            f"{every} steps reach back: take checkpoint.keep_last={needed}, or fewer steps"
+        )
+    if len({phase.sequence_length for phase in phases(config)}) > 1:
+        found.append(
+            "spikes.policy=rewind does not go with a change of sequence_length, since samples move to later steps: "
+            "take spikes.policy=skip"
+        )
     return found
 
 

@@ -18,6 +18,7 @@ KINDS = {
     "fork": "分岐",
     "fault": "障害",
     "spike": "損失の急増",
+    "rewind": "巻き戻し",
     "save_failed": "保存の失敗",
 }
 
@@ -31,7 +32,10 @@ def event_text(event: dict[str, Any]) -> str:
     """An event in words, with the same figures as `runlog.reading.describe`; messages stay in English."""
     if event["kind"] in STARTS:
         return _start(event)
-    if event["kind"] == "spike":
+    if event["kind"] == "rewind":
+        count = sum(int(pair[1]) for pair in event.get("left_out") or [])
+        return f"{event.get('folder', '?')} に戻る（除外したデータは合計 {count:,} サンプル）"
+    if event["kind"] == "spike" and not event.get("action"):
         return f"損失 {_number(event.get('loss'))}（平均を標準偏差の {_number(event.get('score'), '.1f')} 倍上回る）"
     return describe(event)
 

@@ -262,6 +262,11 @@ def describe(event: dict[str, Any]) -> str:
         return f"{event.get('folder', '?')}, {took} ({event.get('reason')})"
     if kind == "prune":
         return "removed " + ", ".join(map(str, event.get("removed", [])))
+    if kind == "spike" and event.get("action"):
+        return f"{event.get('evidence')}; {event['action']}"
+    if kind == "rewind":
+        count = sum(int(pair[1]) for pair in event.get("left_out") or [])
+        return f"went back to {event.get('folder', '?')}; {count:,} samples are left out of the data in all"
     if kind == "spike":
         score = _number(event.get("score"), ".1f")
         return f"loss {_number(event.get('loss'))}, {score} deviations above its mean"

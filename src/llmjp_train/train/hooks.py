@@ -14,12 +14,12 @@ import torch
 from llmjp_train.engine.result import StepResult
 from llmjp_train.train.metrics import (
     ImpossibleRateError,
-    SpikeScore,
     memory_gib,
     model_flops_utilisation,
     stated_peak,
 )
 from llmjp_train.train.run import Run
+from llmjp_train.train.spikes import look
 
 Inspector: TypeAlias = Callable[[dict[str, float]], None]
 
@@ -48,6 +48,9 @@ class Hook:
     def after_step(self, run: Run, row: Row) -> None:
         """After each step that changed the weights; ``run.step`` counts it already."""
 
+    def settle(self, run: Run) -> None:
+        """Before the run goes back to a checkpoint, after which ``start`` is called again: end what is in flight."""
+
     def end(self, run: Run, *, saved: bool) -> None:
         """After the last step of this start; ``saved``: whether its state may be saved."""
 
@@ -57,13 +60,10 @@ class Metrics(Hook):
 
     def __init__(self, *, line_seconds: float = 2.0) -> None:
         self._line_seconds = line_seconds
-        self._spike = SpikeScore()
         self._norms: dict[str, float] = {}
         self._began, self._first, self._printed = 0.0, 0, 0.0
 
     def start(self, run: Run) -> None:
-        if "spike" in run.memory:
-            self._spike = SpikeScore(**run.memory["spike"])
         self._began, self._first = time.monotonic(), run.step
 
     def inspect_gradients(self, run: Run) -> Inspector | None:
@@ -79,12 +79,9 @@ class Metrics(Hook):
 
     def after_step(self, run: Run, row: Row) -> None:
         result, every = row.result, run.config.metrics.every
-        score = self._spike.update(result.loss)
-        run.memory["spike"] = self._spike.state()
+        score = look(run, result)
         if not run.layout.leader:
             return
-        if score is not None and score > run.config.metrics.spike_sigma:
-            run.record.event("spike", step=run.step, loss=result.loss, score=score)
         figures = self._figures(run, row, score)
         if every and run.step % every == 0:
             run.log(**figures)
@@ -117,6 +114,8 @@ class Metrics(Hook):
                 for name, (count, loss) in zip(run.stream.source_names, result.sources, strict=True)
             },
         }
+        if not result.applied:
+            figures["applied"] = False
         if self._norms:
             figures["grad_norms"], self._norms = self._norms, {}
         return figures
@@ -325,7 +324,7 @@ def eps_dominated(run: Run) -> float:
     Near 1 the optimizer is plain momentum with a tiny step: what eps = 1e-5 did to a 172B.
     """
     settings = run.config.optimizer
-    correction = 1 - settings.beta2**run.step
+    correction = 1 - settings.beta2**run.updates
     counts = torch.zeros(2, dtype=torch.float64, device=run.layout.device)
     for fragment in run.engine.fragments(owned=True):
         if fragment.name.startswith("exp_avg_sq."):

@@ -86,18 +86,21 @@ class SpikeScore:
     count: int = 0
     decay: float = 0.98
 
-    def update(self, loss: float) -> float | None:
-        """Score of ``loss`` against what came before; none in the first 20 steps. Spikes do not move the mean."""
-        deviation = math.sqrt(self.variance)
-        score = (loss - self.mean) / deviation if self.count >= 20 and deviation > 0 else None
+    def score(self, loss: float) -> float | None:
+        """Score of ``loss`` against what came before; none in the first 20 steps."""
+        if self.count < 20 or self.variance <= 0:
+            return None
+        return (loss - self.mean) / math.sqrt(self.variance)
+
+    def update(self, loss: float) -> None:
+        """Count a loss towards the mean; a spike no more than three deviations of it."""
+        if self.score(loss) is not None:
+            loss = min(loss, self.mean + 3 * math.sqrt(self.variance))
         self.count += 1
-        if score is not None:
-            loss = min(loss, self.mean + 3 * deviation)
         keep = min(self.decay, 1 - 1 / self.count)
         delta = loss - self.mean
         self.mean += (1 - keep) * delta
         self.variance = keep * (self.variance + (1 - keep) * delta * delta)
-        return score
 
     def state(self) -> dict[str, float]:
         """JSON state."""

@@ -1,7 +1,8 @@
 """Everything that a running training consists of, and how it moves from step to step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from llmjp_train.config.phases import Phase, phase_at
@@ -14,6 +15,21 @@ from llmjp_train.runlog.record import RunRecord
 from llmjp_train.train.schedule import Schedule
 from llmjp_train.train.stops import Stops
 from llmjp_train.train.trackers import Tracker, flat_numbers
+
+LEFT_OUT = "left_out"
+NOT_APPLIED = "not_applied"
+"""Keys in ``Run.memory`` that every line of a run inherits: what a rewind left out of the data, as [samples consumed
+before, samples left out]; how many steps left the weights as they were."""
+
+
+class Outcome(Enum):
+    """How the loop ended."""
+
+    finished = "finished"
+    stopped = "stopped"
+    unhealthy = "unhealthy"
+    rewind = "rewind"
+    """The run goes back to a checkpoint and on from there."""
 
 
 @dataclass
@@ -63,7 +79,16 @@ class Run:
     @property
     def samples(self) -> int:
         """Sequences consumed so far."""
-        return self.phase.samples_at(self.step)
+        return self.samples_at(self.step)
+
+    def samples_at(self, step: int) -> int:
+        """Sequences consumed before step ``step``, counted from 0."""
+        return phase_at(self.phases, step).samples_at(step)
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: what Adam counts."""
+        return self.step - int(self.memory.get(NOT_APPLIED, 0))
 
     @property
     def tokens(self) -> int:
@@ -76,15 +101,16 @@ class Run:
 
     def loader(self) -> Prefetcher[MicroBatch]:
         """This rank's micro batches from the present step to the end, made ahead in a thread."""
-        return Prefetcher(self._batches(self.step), self.config.data.prefetch)
+        left_out = [tuple(pair) for pair in self.memory.get(LEFT_OUT, [])]
+        return Prefetcher(self._batches(self.step, left_out), self.config.data.prefetch)
 
-    def _batches(self, step: int) -> Iterator[MicroBatch]:
+    def _batches(self, step: int, left_out: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """Micro batch k of rank r takes samples (k * ranks + r) * size onwards: the order of a step's
         samples is the same for every number of ranks."""
         size, ranks, rank = self.config.batch.micro_batch, self.layout.data, self.layout.data_rank
         while step < self.schedule.total_steps:
             phase = phase_at(self.phases, step)
-            first = phase.samples_at(step)
+            first = in_stream(left_out, phase.samples_at(step))
             for k in range(phase.global_batch // (size * ranks)):
                 yield self.stream.batch(first + (k * ranks + rank) * size, size, phase.sequence_length)
             step += 1
@@ -122,3 +148,8 @@ class Run:
         if self.layout.leader:
             self.record.event("fault", step=self.step, message=message)
             print(f"fault: {message}", flush=True)
+
+
+def in_stream(left_out: Sequence[Sequence[int]], sample: int) -> int:
+    """Number in the data's order of the sample that is read as number ``sample``."""
+    return sample + sum(count for first, count in left_out if first <= sample)

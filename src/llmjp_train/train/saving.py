@@ -1,22 +1,19 @@
-"""When checkpoints are written, and how a run goes on from one."""
+"""When checkpoints are written, and what they hold besides tensors."""
 
 import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from llmjp_train.checkpoint.listing import CheckpointInfo, offer
+from llmjp_train.checkpoint.listing import CheckpointInfo
 from llmjp_train.checkpoint.retention import LOG_SPACED, prune
-from llmjp_train.checkpoint.storage import DamagedError
-from llmjp_train.checkpoint.store import load, read_state, save
+from llmjp_train.checkpoint.store import save
 from llmjp_train.errors import UserError
 from llmjp_train.parallel.layout import Layout
 from llmjp_train.runlog.lease import LeaseLostError
 from llmjp_train.train.background import Background
-from llmjp_train.train.fingerprints import differences
 from llmjp_train.train.hooks import Hook, Row
 from llmjp_train.train.run import Run
 
@@ -66,6 +63,9 @@ class Saving(Hook):
     def _late(self, run: Run) -> bool:
         minutes = run.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def settle(self, run: Run) -> None:
+        self._finish(run)
 
     def end(self, run: Run, *, saved: bool) -> None:
         self._finish(run)
@@ -201,42 +201,3 @@ def layout_sizes(layout: Layout) -> dict[str, int]:
         "data": layout.data,
         "zero": layout.zero,
     }
-
-
-def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
-    """Take masters, moments, step and hook state from a checkpoint of any layout. Collective.
-
-    Raises:
-        UserError: model, tokenizer or data differ from what the checkpoint was trained with, and
-            ``allow_changed`` does not name them.
-    """
-    # First what says more: the difference in the model, not in the shape of a tensor.
-    before = read_state(checkpoint.path)["fingerprints"]
-    check_fingerprints(before, run.fingerprints, run.config.allow_changed, checkpoint.path)
-    try:
-        state = load(checkpoint.path, run.engine.fragments())
-    except DamagedError as error:
-        raise UserError(f"{error}. {offer(checkpoint)}") from None
-    run.step = state["step"]
-    run.engine.restore(run.step)
-    run.memory = {} if fork else dict(state["memory"])
-    run.origin = {
-        "checkpoint": checkpoint.path.name,
-        "sha256": checkpoint.sha256,
-        "step": run.step,
-        "layout": state["layout"],
-    }
-    if fork:
-        run.origin["fork_of"] = str(run.config.fork.run)
-
-
-def check_fingerprints(before: dict[str, Any], now: dict[str, Any], allowed: list[str], path: Path) -> None:
-    """Refuse to go on with another model, tokenizer or data unless told to."""
-    changed = {key: differences(before[key], now[key]) for key in before}
-    refused = {key: lines for key, lines in changed.items() if lines and key not in allowed}
-    if refused:
-        lines = "\n".join(f"  {key}: {line}" for key, found in refused.items() for line in found)
-        raise UserError(
-            f"{path.name} was trained with another {' and '.join(refused)}:\n{lines}\n"
-            f"Restore them, start a new run directory, or allow it with 'allow_changed=[{','.join(refused)}]'."
-        )

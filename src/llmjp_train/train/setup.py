@@ -35,8 +35,9 @@ from llmjp_train.train.hooks import (
 from llmjp_train.train.leak_test import allowed, leaks
 from llmjp_train.train.metrics import peak_flops
 from llmjp_train.train.optimizer import parameter_groups
+from llmjp_train.train.resuming import resume
 from llmjp_train.train.run import Run
-from llmjp_train.train.saving import Saving, layout_sizes, resume
+from llmjp_train.train.saving import Saving, layout_sizes
 from llmjp_train.train.schedule import schedule
 from llmjp_train.train.stops import Stops
 from llmjp_train.train.trackers import load_trackers
