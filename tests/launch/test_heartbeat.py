@@ -1,5 +1,6 @@
 """A run that is silent for longer than its own pace explains is taken to hang, and no other."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,24 @@ def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path, clock: list[f
     assert watch.verdict() == "nothing was logged for 31 s, where 30 s are the run's own limit"
     record.event("save", step=8, seconds=1.0)
     assert watch.verdict() == ""
+
+
+def test_rows_that_wait_for_a_full_disk_are_a_sign_of_life(
+    small_disk: Callable[[str], Path], clock: list[float]
+) -> None:
+    run_dir = small_disk("200k")
+    record, watch = RunRecord(run_dir), HangWatch(run_dir, least_seconds=30)
+    for step in range(1, 9):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01)
+    assert watch.verdict() == ""
+    with pytest.raises(OSError, match="No space left"):
+        (run_dir / "filler").write_bytes(bytes(300_000))
+    shown = len(record.read_metrics())
+    for step in range(9, 90):
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01, padding="x" * 400)
+    assert len(RunRecord(run_dir).read_metrics()) < 89, "the disk is full"
+    assert shown == 8
+    for step in range(90, 95):
+        clock[0] += 20
+        record.metrics(step=step, tokens=step, loss=1.0, step_s=0.01, padding="x" * 400)
+        assert watch.verdict() == ""

@@ -20,20 +20,21 @@ class HangWatch:
         self._record = RunRecord(run_dir)
         self._least = least_seconds
         self._moved = time.monotonic()
-        self._sizes: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] = ()
         self._limit = START_SECONDS
         self._learned = float("-inf")
         self._rows_before = len(self._record.read_metrics(latest=False))
 
     def verdict(self) -> str:
         """Why the run is taken to hang; empty while it is not."""
-        sizes = tuple(
-            path.stat().st_size if path.exists() else 0
+        # Not the sizes: on a full disk rows wait in memory, and the file is touched alone.
+        seen = tuple(
+            path.stat().st_mtime_ns if path.exists() else 0
             for path in (self._record.path / "metrics.jsonl", self._record.path / "events.jsonl")
         )
         now = time.monotonic()
-        if sizes != self._sizes:
-            self._sizes, self._moved = sizes, now
+        if seen != self._seen:
+            self._seen, self._moved = seen, now
             return ""
         silent = now - self._moved
         if silent <= self._least:

@@ -128,6 +128,7 @@ class RunRecord:
                 raise
             if path.exists():
                 os.truncate(path, before)  # part of it may have found room
+                os.utime(path)  # a sign of life for who watches the run
             return
         self._repaired.add(path)
         waiting.clear()
