@@ -51,6 +51,7 @@ AT_LEAST_ONE = (
     "metrics.grad_norm_every",
     "metrics.health_every",
     "metrics.agreement_every",
+    "metrics.stragglers_every",
     "spikes.rewind_steps",
     "spikes.most",
     "changes.*.step",

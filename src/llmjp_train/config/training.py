@@ -160,6 +160,8 @@ class MetricsConfig:
     """Steps between checks of the optimizer's health (share of updates where eps dominates)."""
     agreement_every: int = 100
     """Steps between sampled checks that replicated parameters agree over ranks."""
+    stragglers_every: int = 100
+    """Steps between checks which rank is slower than the others, in its device or in its data."""
     tensorboard: bool = True
     """Also write TensorBoard files into the run directory."""
     trackers: list[str] = field(default_factory=list)

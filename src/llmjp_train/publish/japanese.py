@@ -19,6 +19,7 @@ KINDS = {
     "fault": "障害",
     "spike": "損失の急増",
     "rewind": "巻き戻し",
+    "straggler": "遅いランク",
     "save_failed": "保存の失敗",
 }
 

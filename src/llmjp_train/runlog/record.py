@@ -19,7 +19,7 @@ BESIDE = ("incidents.jsonl", "notes.jsonl")
 _MOST_WAITING = 100_000
 
 
-_OWN_ROWS = ("validation", "eps_dominated", "agreement_us_per_step")
+_OWN_ROWS = ("validation", "eps_dominated", "agreement_us_per_step", "slowest")
 """What stands in a row of its own, beside the step's."""
 
 

@@ -40,6 +40,7 @@ from llmjp_train.train.run import Run
 from llmjp_train.train.saving import Saving, layout_sizes
 from llmjp_train.train.schedule import schedule
 from llmjp_train.train.stops import Stops
+from llmjp_train.train.stragglers import Stragglers
 from llmjp_train.train.trackers import load_trackers
 
 
@@ -175,4 +176,4 @@ def hooks(run: Run, evaluate: Callable[[Run], dict[str, Any]] | None) -> list[Ho
     found: list[Hook] = [Metrics(), Validation()]
     if evaluate is not None:
         found.append(Evaluation(evaluate))
-    return [*found, Health(), Changes(), Saving()]
+    return [*found, Health(), Stragglers(), Changes(), Saving()]
