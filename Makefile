@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-full test-all check bench slurm-up slurm-down clean
+.PHONY: help setup demo test test-fast test-full test-all check bench chaos slurm-up slurm-down clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -55,6 +55,10 @@ check: $(READY) ## format, lint, types
 
 bench: $(READY) ## the figures of docs/benchmarks.md, measured here
 	@$(BIN)/python -m benchmarks
+
+chaos: $(READY) ## FAULTS=50 random faults (SEED=1) over one run on a throw-away Slurm (20 minutes)
+	@LLMJP_CHAOS_FAULTS=$(or $(FAULTS),50) LLMJP_CHAOS_SEED=$(or $(SEED),1) \
+	$(BIN)/python -m pytest -q -s -m full tests/slurm/test_chaos.py
 
 slurm-up: ## a throw-away Slurm of 4 nodes on this machine (apt-get install slurm-wlm munge)
 	@$(PYTHON) slurm/throwaway.py up --nodes $(or $(NODES),4)

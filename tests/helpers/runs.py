@@ -69,11 +69,12 @@ def train(
     stop_after: int = 0,
     number: int = signal.SIGTERM,
     inject: Callable[[int, Any], None] | None = None,
+    timeout: float = 240,
 ) -> list[Any]:
     """Exit code, or error text, of each rank; those beyond what the layout says share the batch."""
     config = composed(overrides)
     config.parallel.data = world // (config.parallel.tensor * config.parallel.pipeline)
-    return run_ranks(rank_main, world, config, stop_after, number, inject, timeout=240)
+    return run_ranks(rank_main, world, config, stop_after, number, inject, timeout=timeout)
 
 
 def state(run_dir: Path, step: int) -> dict[str, torch.Tensor]:

@@ -200,3 +200,17 @@ def test_a_fork_names_its_origin(tmp_path: Path) -> None:
         origin={"checkpoint": "step-40", "fork_of": "runs/a"},
     )
     assert describe(record.read_events()[0]).endswith("from step-40 of runs/a")
+
+
+def test_a_holder_that_has_ended_and_is_not_waited_for_is_gone() -> None:
+    """As of a supervisor that was killed: its ranks are left to a parent that may never look."""
+    from llmjp_train.runlog.machine import alive
+
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    assert not alive(child)
+    os.waitpid(child, 0)
+    assert not alive(child)
+    assert alive(os.getpid())

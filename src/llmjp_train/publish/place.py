@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from safetensors import SafetensorError
 
 from llmjp_train.errors import UserError
 from llmjp_train.publish.parity import CERTIFICATE
+from llmjp_train.runlog.machine import alive
 
 _STALE_SECONDS = 24 * 3600
 """After so long without a change, another machine's unfinished folder counts as left behind."""
@@ -94,11 +94,7 @@ def _left_behind(path: Path) -> bool:
     if not path.is_dir():
         return False
     machine, _, number = path.name.rpartition("-")
-    if (
-        machine.endswith(f"-{socket.gethostname()}")
-        and number.isdigit()
-        and not psutil.pid_exists(int(number))
-    ):
+    if machine.endswith(f"-{socket.gethostname()}") and number.isdigit() and not alive(int(number)):
         return True
     try:
         newest = max(each.stat().st_mtime for each in (path, *path.iterdir()))

@@ -30,6 +30,14 @@ def memory() -> dict[str, float]:
     return {"total_gib": total / 2**30, "free_gib": free / 2**30}
 
 
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives; one that has ended and that nobody has waited for does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _cgroup(name: str) -> int | None:
     """A number of this process's control group (version 2); none where there is none, or no limit."""
     path = Path("/sys/fs/cgroup") / name

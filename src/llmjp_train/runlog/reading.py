@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from llmjp_train.config.derive import Derived, derived
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.lease import STALE_SECONDS, Epoch, read_epochs
+from llmjp_train.runlog.machine import alive
 from llmjp_train.runlog.record import RunRecord
 
 STARTS = ("start", "resume", "fork")
-INCIDENTS = ("fault", "spike", "save_failed", "tracker_failed", "incident")
+INCIDENTS = ("fault", "spike", "straggler", "save_failed", "tracker_failed", "incident")
 _DEPTH = 4
 
 
@@ -233,7 +233,7 @@ def holder_age(run_dir: Path, epoch: Epoch) -> float | None:
         age = max(0.0, time.time() - beat.stat().st_mtime)
     except FileNotFoundError:
         return None
-    if age > STALE_SECONDS or (_same_place(epoch) and not psutil.pid_exists(epoch.pid)):
+    if age > STALE_SECONDS or (_same_place(epoch) and not alive(epoch.pid)):
         return None
     return age
 
@@ -262,7 +262,7 @@ def describe(event: dict[str, Any]) -> str:
         return f"{event.get('folder', '?')}, {took} ({event.get('reason')})"
     if kind == "prune":
         return "removed " + ", ".join(map(str, event.get("removed", [])))
-    if kind == "spike" and event.get("action"):
+    if kind in ("spike", "straggler") and event.get("action"):
         return f"{event.get('evidence')}; {event['action']}"
     if kind == "rewind":
         count = sum(int(pair[1]) for pair in event.get("left_out") or [])
