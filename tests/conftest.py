@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.toy import sentences, write_jsonl
+from helpers.toy import sentences, small_run, write_jsonl
 from hypothesis import HealthCheck, settings
 
 from llmjp_train.config.data import TokenizerConfig
@@ -154,3 +154,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def overrides(prepared: Path, tokenizer_folder: Path) -> Callable[..., list[str]]:
+    """Overrides of a small run in a directory, with more of the test's own."""
+    return lambda run_dir, *more: small_run(run_dir, prepared, tokenizer_folder, *more)

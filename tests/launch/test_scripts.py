@@ -4,41 +4,21 @@ import os
 import shlex
 import subprocess
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.job_scripts import CLUSTERS, a_job, rendered
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmjp_train import cli, exit_codes
-from llmjp_train.commands.cluster import cluster_named
 from llmjp_train.config.machine import Container
 from llmjp_train.errors import UserError
 from llmjp_train.launch.job import Job, job_name
 from llmjp_train.launch.scripts import TEMPLATES, directive, quoted, render, wall_time
 
-CLUSTERS = ("abci-2", "abci-3", "dev-slurm", "gcp-a3", "mdx", "sakura-h100", "tsubame4", "local")
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
-
-
-known = cache(cluster_named)
-
-
-def a_job(name: str, **values: object) -> tuple[Job, object]:
-    cluster = known(name)
-    job = Job(
-        run_dir="/data/runs/a", number=1, name="a", scheduler=cluster.scheduler.name,
-        nodes=1 if name == "local" else 2, ranks_per_node=cluster.devices_per_node or 2, submitted="",
-        minutes=cluster.time_limit, lead=cluster.signal_lead,
-    )  # fmt: skip
-    return replace(job, **values), cluster
-
-
-def rendered(name: str, **values: object) -> str:
-    job, cluster = a_job(name, **values)
-    return render(job, cluster, folder="/data/runs/a/jobs/0001", python="/env/bin/python", cwd="/home/me")
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
