@@ -187,3 +187,13 @@ def test_cancelled_jobs_do_not_restart(tmp_path: Path, config: str) -> None:
     folder.cancel()
     assert end(folder, "2", 137, "").action == "cancelled"
     assert len(folders(tmp_path)) == 1
+
+
+def test_a_job_that_was_ended_from_outside_does_not_queue_itself_again(tmp_path: Path, config: str) -> None:
+    """A person's scancel of a job that requeues itself at its time limit: it saved, and that is the end of it."""
+    folder = job(tmp_path, config, requeue=True)
+    RunRecord(tmp_path).event("stop", step=7, reason="SIGTERM", outcome="stopped")
+    assert end(folder, "1", exit_codes.STOPPED, " TERM").action == "next"
+    RunRecord(tmp_path).event("stop", step=9, reason="SIGUSR1", outcome="stopped")
+    for signals in ("USR1", " USR1", " USR1 TERM", ""):
+        assert end(folder, "2", exit_codes.STOPPED, signals).action == "requeue"

@@ -82,7 +82,7 @@ def test_ranks_meet_where_the_first_node_says_and_at_a_port_that_was_free(tmp_pa
 
 
 def test_open_files_are_raised_as_far_as_the_hard_limit_allows() -> None:
-    """`ulimit -n 65536 1048576` ignores its second word; under `set -e` it ends a script where the hard limit is lower."""
+    """`ulimit -n 65536 1048576` ignores its second word; under `set -e` it ends a script if the hard limit is low."""
     code = (
         "import resource\n"
         "from llmjp_train.launch.meeting import raise_open_files\n"

@@ -2,7 +2,8 @@
 
 `python -m llmjp_train.launch.arbiter begin JOB` prints a name for the attempt that begins; exit code 3: there
 is nothing to do any more. `... end JOB CODE SIGNAL` says what an attempt's end meant: 10 start the ranks
-again, 11 queue the job again, else the job's exit code. Called by the job's script on its first node.
+again, 11 queue the job again, else the job's exit code. SIGNAL: those that the job got, in order, e.g. "USR1 TERM".
+Called by the job's script on its first node.
 """
 
 import json
@@ -128,7 +129,9 @@ def _judge(
     if code == exit_codes.OK:
         return Verdict(exit_codes.OK, "done", "the run is complete")
     if code == exit_codes.STOPPED:
-        return _stopped(folder, job, events)
+        # The time limit says USR1 first; who says TERM alone wants the job gone (a person's scancel), or queues it
+        # again by himself (preemption).
+        return _stopped(folder, job, events, wanted_gone=signalled.split() == ["TERM"])
     if code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
         faults = [str(event.get("message", "")) for event in events if event["kind"] == "fault"]
         reason = (
@@ -138,18 +141,18 @@ def _judge(
             folder, record, "bad_input" if code == exit_codes.BAD_INPUT else "unhealthy", evidence, "halt"
         )
         return Verdict(code, "halt", reason)
-    if folder.cancelled or signalled == "TERM":
+    if folder.cancelled or "TERM" in signalled.split():
         return Verdict(exit_codes.FAILED, "cancelled", "ended by the scheduler before it could save")
     return _fault(folder, job, record, code, evidence)
 
 
-def _stopped(folder: JobFolder, job: Job, events: list[dict[str, Any]]) -> Verdict:
+def _stopped(folder: JobFolder, job: Job, events: list[dict[str, Any]], *, wanted_gone: bool) -> Verdict:
     reason = next(
         (str(e.get("reason", "")) for e in reversed(events) if e["kind"] == "stop"), "stopped at start-up"
     )
     if folder.cancelled or reason in _BY_PEOPLE:
         return Verdict(exit_codes.STOPPED, "stopped", reason)
-    if job.requeue:
+    if job.requeue and not wanted_gone:
         return Verdict(REQUEUE, "requeue", reason)
     return Verdict(exit_codes.STOPPED, "next", reason)
 

@@ -39,7 +39,7 @@ arbiter() { "${python[@]}" -m llmjp_train.launch.arbiter "$@"; }
 child=""
 asked=""
 forward() {
-    asked="$1"
+    asked="$asked $1"
     if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; fi
 }
 trap 'forward TERM' TERM
