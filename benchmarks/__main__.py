@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("step", "startup", "prepare", "loader", "evaluate", "saving")
+NAMES = ("step", "startup", "prepare", "loader", "evaluate", "saving", "overhead")
 
 
 def main() -> int:

@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.runlog.incidents import incidents
     from llmjp_train.runlog.record import RunRecord
 
-    found = incidents(RunRecord(find_run(args.run)).read_events())
+    record = RunRecord(find_run(args.run))
+    found = incidents(record.read_events(), record.read_metrics(latest=False))
     if args.json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return exit_codes.OK
