@@ -139,14 +139,14 @@ class Chaos:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def processes(self) -> dict[int, int]:
-        """Supervisors and ranks, each with its parent."""
+        """Supervisors and ranks, each with its parent; srun names them too, and is another program."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
             except OSError:
                 continue
-            if b"train_node" in words and str(self.run_dir).encode() in words and b"srun" not in words:
+            if words.startswith(sys.executable.encode()) and str(self.run_dir).encode() in words:
                 state, parent = stat.rpartition(")")[2].split()[:2]
                 if state != "Z":
                     found[int(process.name)] = int(parent)
