@@ -272,3 +272,36 @@ def test_login_nodes_load_no_torch(name: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, name, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_is_refused_whole_and_leaves_nothing(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(fake, "sbatch", "echo 7")
+    for words, told in (
+        (["optimizer.lr=1e-3,-1"], "optimizer.lr=-1: optimizer.lr=-1.0 must be above 0"),
+        (["optimizer.lr=1e-3,2e-3", "--print"], "-m does not go with --print"),
+        (["optimizer.lr=1e-3,2e-3", "--chain", "2"], "-m does not go with --chain"),
+        (["cluster.time_limit=5,6"], "#SBATCH --time=00:05:00; #SBATCH --time=00:06:00"),
+    ):
+        assert submit(tmp_path / "sweep", prepared, tokenizer_folder, "-m", *words) == exit_codes.BAD_INPUT
+        assert told in capsys.readouterr().err
+        assert not list(tmp_path.glob("sweep/*"))
+    command(fake, "sbatch", "echo no such partition >&2; exit 1")
+    assert (
+        submit(tmp_path / "sweep", prepared, tokenizer_folder, "-m", "optimizer.lr=1e-3,2e-3")
+        != exit_codes.OK
+    )
+    assert "no such partition" in capsys.readouterr().err
+    assert not list(tmp_path.glob("sweep/*"))
+    command(fake, "sbatch", 'echo "$@" >>"$(dirname "$0")/asked"; echo 7')
+    assert (
+        submit(tmp_path / "sweep", prepared, tokenizer_folder, "-m", "optimizer.lr=1e-3,2e-3")
+        == exit_codes.OK
+    )
+    (asked,) = (fake / "asked").read_text().splitlines()
+    assert "--array=1-2" in asked
+    made = [folders(path)[0] for path in sorted((tmp_path / "sweep").iterdir())]
+    assert [one.scheduler_id for one in made] == ["7_1", "7_2"]
+    array = (made[0].path / "array.sh").read_text()
+    assert subprocess.run(["bash", "-n"], input=array, text=True).returncode == 0

@@ -14,6 +14,7 @@ from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.launch.job import folders
+from llmjp_train.runlog.record import RunRecord
 
 LLMJP = (sys.executable, "-m", "llmjp_train.cli")
 NODES = ("cluster=dev-slurm", "cluster.devices_per_node=1", "nodes=2")
@@ -182,3 +183,36 @@ def test_bare_ranks_train_the_same(
     train(2, small_run(calm, prepared, tokenizer_folder))
     assert losses(run_dir) == losses(calm)
     assert not list(folder.path.glob("node-*.txt"))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(200)
+def test_a_sweep_is_one_array_with_a_run_directory_each(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    sweep = tmp_path / "a sweep"
+    words = small_run(sweep, prepared, tokenizer_folder, *NODES, "nodes=1")
+    done = slurm.run(
+        *LLMJP, "submit", "-m", *words, "optimizer.lr=1e-3,2e-3", "schedule.min_lr=0", cwd=tmp_path
+    )
+    runs = [sweep / f"optimizer.lr={lr}" for lr in ("1e-3", "2e-3")]
+    jobs = [folders(run)[0].scheduler_id for run in runs]
+    array = jobs[0].partition("_")[0]
+    assert jobs == [f"{array}_1", f"{array}_2"]
+    assert all(job in done for job in jobs)
+    slurm.wait(lambda: said(slurm, "status", *runs)[1]["jobs"] != [], 30, "the second to be known")
+    for run, job in zip(runs, jobs, strict=True):
+        assert slurm.wait_job(job, seconds=120) == "COMPLETED", folders(run)[0].log.read_text()
+    peaks = [max(row["lr"] for row in RunRecord(run).read_metrics() if "lr" in row) for run in runs]
+    assert peaks == pytest.approx([1e-3, 2e-3])
+    assert [status["state"] for status in said(slurm, "status", *runs)] == ["ended", "ended"]
+    longer = [f"run_dir={sweep}", "schedule.length=100000", "schedule.warmup=0"]
+    slurm.run(*LLMJP, "submit", "-m", *words, "optimizer.lr=3e-3,4e-3", *longer, cwd=tmp_path)
+    runs = [sweep / f"optimizer.lr={lr}" for lr in ("3e-3", "4e-3")]
+    slurm.wait(lambda: all(steps(run) > 3 for run in runs), 90, "steps of both")
+    slurm.run(*LLMJP, "cancel", runs[0], "--now")
+    slurm.wait(lambda: said(slurm, "status", runs[0])[0]["jobs"] == [], 60, "the end of one")
+    at = steps(runs[1])
+    slurm.wait(lambda: steps(runs[1]) > at + 3, 60, "steps of the other")
+    slurm.run(*LLMJP, "cancel", runs[1], "--now")
+    slurm.wait(lambda: said(slurm, "status", runs[1])[0]["jobs"] == [], 60, "the end of the other")

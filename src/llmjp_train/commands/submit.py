@@ -4,6 +4,7 @@
   llmjp submit --chain 4 experiment=... cluster=abci-3       four jobs, each going on from the one before
   llmjp submit --print experiment=... cluster=...            the script and the commands, nothing done
   llmjp submit runs/mine --after 1234                        go on with a run, after another job
+  llmjp submit -m optimizer.lr=1e-4,2e-4 experiment=...      a run for each value, one array in Slurm
 
 nodes=N is short for cluster.nodes=N with parallel.data to match. The job runs a snapshot of code,
 configuration and environment: editing a file changes nothing that waits.
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--after", default="", metavar="JOB", help="begin when this job, or that run's, has ended"
     )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="a run for each combination of values given with commas"
+    )
     parser.add_argument("--requeue", action="store_true", help="one job that queues itself again (Slurm)")
     parser.add_argument("--bare", action="store_true", help="one task a rank, unsupervised")
     parser.add_argument(
@@ -54,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     asked = Asked(
         chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget
     )
+    if args.multirun:
+        return _sweep(args, asked)
     config = configuration(args)
     _check(config, asked, starting=not (args.dry_run or args.print), force=args.force)
     if args.print:
@@ -66,6 +72,38 @@ def run(args: argparse.Namespace) -> int:
         print(prepare(config, asked).path.resolve())
         return exit_codes.OK
     return dry_run(config, asked) if args.dry_run else submit(config, asked)
+
+
+def _sweep(args: argparse.Namespace, asked: "Asked") -> int:
+    """Check every run, then submit them together.
+
+    Raises:
+        ConfigError: what is wrong with any of them; nothing is submitted.
+    """
+    from llmjp_train.commands.train_sweep import at_once
+    from llmjp_train.config.sweep import sweep_runs
+    from llmjp_train.launch.submit import submit_sweep
+
+    for flag, given in (("RUN", args.run), ("--print", args.print), ("--chain", args.chain > 1)):
+        if given:
+            raise UserError(f"-m does not go with {flag}: each run of a sweep is one job of its own")
+
+    def checked(words: tuple[str, ...]) -> "TrainConfig":
+        config = configuration(argparse.Namespace(**{**vars(args), "overrides": list(words)}))
+        _check(config, asked, starting=not args.dry_run, force=args.force)
+        return config
+
+    runs = sweep_runs(args.overrides)
+    parent = Path(at_once(runs, lambda one: checked(one.overrides))[0].run_dir)
+    configs = [checked((*one.overrides, f"run_dir={parent / one.folder}")) for one in runs]
+    if args.dry_run:
+        for config in configs:
+            dry_run(config, asked)
+        return exit_codes.OK
+    for folder in submit_sweep(configs, asked):
+        print(f"submitted {folder.scheduler_id}: {folder.path}")
+    print(f"watch them with: llmjp status {parent}/*")
+    return exit_codes.OK
 
 
 def configuration(args: argparse.Namespace) -> "TrainConfig":

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from llmjp_train.errors import UserError
 from llmjp_train.parallel.world import world
 
 if TYPE_CHECKING:
+    from llmjp_train.config.root import TrainConfig
     from llmjp_train.train.stops import Stops
 
 
@@ -51,13 +52,25 @@ def _given(args: argparse.Namespace, flag: str) -> bool:
 
 
 def _checked(args: argparse.Namespace, runs: Sequence[SweepRun]) -> Path:
-    """The directory that the runs' own lie in; what is wrong with any of them is told at once."""
+    """The directory that the runs' own lie in."""
+
+    def checked(one: SweepRun) -> "TrainConfig":
+        return train.checked(argparse.Namespace(**{**vars(args), "overrides": list(one.overrides)}))[0]
+
+    return Path(at_once(runs, checked)[-1].run_dir)
+
+
+def at_once(runs: Sequence[SweepRun], checked: Callable[[SweepRun], "TrainConfig"]) -> "list[TrainConfig]":
+    """The configuration of each run.
+
+    Raises:
+        ConfigError: what is wrong with any of them, all at once, with the runs that it is wrong in.
+    """
     wrong: dict[str, list[str]] = {}
-    parent = Path()
+    found = []
     for one in runs:
         try:
-            config = train.checked(argparse.Namespace(**{**vars(args), "overrides": list(one.overrides)}))[0]
-            parent = Path(config.run_dir)
+            found.append(checked(one))
         except ConfigError as error:
             for message in error.messages:
                 wrong.setdefault(message, []).append(" ".join(one.differs))
@@ -68,7 +81,7 @@ def _checked(args: argparse.Namespace, runs: Sequence[SweepRun]) -> Path:
         raise ConfigError(
             [m if len(where) == every else f"{'; '.join(where)}: {m}" for m, where in wrong.items()]
         )
-    return parent
+    return found
 
 
 def _start(words: Sequence[str], stops: "Stops") -> int:

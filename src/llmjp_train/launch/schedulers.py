@@ -119,7 +119,7 @@ class Slurm:
         """From squeue, which knows a job until a while after its end."""
         found = {one: JobState("unknown") for one in ids}
         for one in ids:  # an id that it has forgotten is an error of the whole command
-            output = call(["squeue", "-h", "-t", "all", "-j", one, "-o", "%i|%T|%r|%N"], allow=(0, 1))
+            output = call(["squeue", "-h", "-r", "-t", "all", "-j", one, "-o", "%i|%T|%r|%N"], allow=(0, 1))
             for line in output.splitlines():
                 parts = line.strip().split("|")
                 if len(parts) == 4 and parts[0] == one:

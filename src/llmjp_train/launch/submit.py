@@ -1,9 +1,11 @@
 """From a checked configuration to jobs in the queue: folders, snapshots, scripts, commands."""
 
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,20 +166,87 @@ def submit_all(config: TrainConfig, asked: Asked) -> list[JobFolder]:
     return made
 
 
-def _queue(api: SchedulerApi, folder: JobFolder, job: Job, config: TrainConfig, after: Sequence[str]) -> None:
-    script = folder.path / "job.sh"
-    try:
-        script.write_text(
-            render(job, config.cluster, **_values(config, folder.path.resolve(), None)), encoding="utf-8"
+def submit_sweep(configs: Sequence[TrainConfig], asked: Asked) -> list[JobFolder]:
+    """Put a job for each run of a sweep into the queue: one array where Slurm queues them.
+
+    Raises:
+        UserError: as `submit_all`, of any of the runs; then none is queued, but for those that another scheduler
+            than Slurm had taken before.
+    """
+    cluster = configs[0].cluster
+    api = scheduler(cluster.scheduler.name)
+    after = [after_id(asked.after)] if asked.after else []
+    for config in configs:
+        refuse_busy(Path(config.run_dir))
+    made = []
+    for config in configs:
+        made.append(folder := new_folder(Path(config.run_dir)))
+        folder.write(make_job(config, asked, int(folder.path.name)))
+        snapshot.take(folder.path, dump_config(config), config.cluster)
+    if cluster.scheduler is not Scheduler.slurm:
+        for folder, config in zip(made, configs, strict=True):
+            _queue(api, folder, folder.read(), config, after)
+        return made
+    with _given_back(made):
+        scripts = [_script(*one) for one in zip(made, configs, strict=True)]
+        array = made[0].path / "array.sh"
+        array.write_text(slurm_array(scripts), encoding="utf-8")
+        words = api.submit_command(made[0].read(), array.resolve(), after, cluster.account)
+        number = submit(api, [*words[:-1], f"--array=1-{len(made)}", words[-1]])
+    for index, folder in enumerate(made, 1):
+        folder.scheduler_id = f"{number}_{index}"
+    return made
+
+
+def slurm_array(scripts: Sequence[Path]) -> str:
+    """A script for an array whose elements each run one of ``scripts``.
+
+    Raises:
+        UserError: they ask Slurm for different nodes or times, which an array cannot give.
+    """
+    asks = [
+        [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#SBATCH")]
+        for path in scripts
+    ]
+    if any(other != asks[0] for other in asks):
+        wrong = sorted({line for other in asks for line in {*other} ^ {*asks[0]}})
+        raise UserError(
+            "the runs of the sweep ask Slurm for different things, but are one array: "
+            f"{'; '.join(wrong)}\nsubmit those that differ by themselves, or give them one name, layout and time limit"
         )
-        script.chmod(script.stat().st_mode | 0o100)
-        folder.log.touch()
+    files = " ".join(shlex.quote(str(path.resolve())) for path in scripts)
+    lines = ["#!/bin/bash", *asks[0], "set -euo pipefail", f"scripts=({files})"]
+    return "\n".join([*lines, 'exec bash "${scripts[SLURM_ARRAY_TASK_ID - 1]}"']) + "\n"
+
+
+def _queue(api: SchedulerApi, folder: JobFolder, job: Job, config: TrainConfig, after: Sequence[str]) -> None:
+    with _given_back([folder]):
+        script = _script(folder, config)
         words = api.submit_command(job, script.resolve(), after, config.cluster.account)
         folder.scheduler_id = submit(api, words)
+
+
+def _script(folder: JobFolder, config: TrainConfig) -> Path:
+    script = folder.path / "job.sh"
+    values = _values(config, folder.path.resolve(), None)
+    script.write_text(render(folder.read(), config.cluster, **values), encoding="utf-8")
+    script.chmod(script.stat().st_mode | 0o100)
+    folder.log.touch()
+    return script
+
+
+@contextmanager
+def _given_back(made: Sequence[JobFolder]) -> Iterator[None]:
+    """What the scheduler did not take is no job; unless it may have: then the folder stays as a trace."""
+    try:
+        yield
     except UserError as error:
-        # What the scheduler did not take is no job; unless it may have: then the folder stays as a trace.
         if "is not known" not in str(error):
-            shutil.rmtree(folder.path)
+            for folder in made:
+                shutil.rmtree(folder.path)
+                with suppress(OSError):  # they hold something else
+                    folder.path.parent.rmdir()
+                    folder.run_dir.rmdir()
         raise
 
 
