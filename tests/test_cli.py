@@ -1,5 +1,6 @@
 """The command line: the guide, near misses, and errors without tracebacks."""
 
+import os
 import re
 import resource
 import subprocess
@@ -15,6 +16,14 @@ def llmjp(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "llmjp_train.cli", *words], capture_output=True, text=True, timeout=120
     )
+
+
+@pytest.mark.parametrize(("given", "held"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given: dict[str, str], held: str) -> None:
+    code = "import os, llmjp_train; print(os.environ['OMP_WAIT_POLICY'])"
+    env = {**{key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}, **given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.strip() == held
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["--version"], ["trian"]])
