@@ -195,7 +195,7 @@ def test_a_sweep_is_one_array_with_a_run_directory_each(
     done = slurm.run(
         *LLMJP, "submit", "-m", *words, "optimizer.lr=1e-3,2e-3", "schedule.min_lr=0", cwd=tmp_path
     )
-    runs = [sweep / f"optimizer.lr={lr}" for lr in ("1e-3", "2e-3")]
+    runs = [sweep / f"optimizer.lr={lr}" for lr in ("0.001", "0.002")]
     jobs = [folders(run)[0].scheduler_id for run in runs]
     array = jobs[0].partition("_")[0]
     assert jobs == [f"{array}_1", f"{array}_2"]
@@ -208,7 +208,7 @@ def test_a_sweep_is_one_array_with_a_run_directory_each(
     assert [status["state"] for status in said(slurm, "status", *runs)] == ["ended", "ended"]
     longer = [f"run_dir={sweep}", "schedule.length=100000", "schedule.warmup=0"]
     slurm.run(*LLMJP, "submit", "-m", *words, "optimizer.lr=3e-3,4e-3", *longer, cwd=tmp_path)
-    runs = [sweep / f"optimizer.lr={lr}" for lr in ("3e-3", "4e-3")]
+    runs = [sweep / f"optimizer.lr={lr}" for lr in ("0.003", "0.004")]
     slurm.wait(lambda: all(steps(run) > 3 for run in runs), 90, "steps of both")
     slurm.run(*LLMJP, "cancel", runs[0], "--now")
     slurm.wait(lambda: said(slurm, "status", runs[0])[0]["jobs"] == [], 60, "the end of one")
