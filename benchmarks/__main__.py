@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("step", "startup", "prepare", "loader", "evaluate", "saving", "overhead")
+NAMES = ("step", "startup", "prepare", "loader", "evaluate", "saving", "moving", "overhead")
 
 
 def main() -> int:
