@@ -265,8 +265,16 @@ class _Arithmetic:
 
 def _first_difference(held: str, wanted: str) -> str:
     pairs = zip((*held.splitlines(), None), (*wanted.splitlines(), None), strict=False)
-    here, there = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"says '{here or '(ends)'}' where the record gives '{there or '(ends)'}'"
+    here, there = (line or "(ends)" for line in next(pair for pair in pairs if pair[0] != pair[1]))
+    letters = enumerate(zip(here, there, strict=False))
+    same = next((place for place, (a, b) in letters if a != b), min(len(here), len(there)))
+    return f"says '{_around(here, same)}' where the record gives '{_around(there, same)}'"
+
+
+def _around(line: str, place: int) -> str:
+    """The part of a line that a reader needs: a page may be one line."""
+    first, last = max(0, place - 60), place + 60
+    return ("…" if first else "") + line[first:last] + ("…" if last < len(line) else "")
 
 
 def check_arithmetic(folder: Path, only: str | None = None) -> list[Check]:
