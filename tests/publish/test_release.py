@@ -301,6 +301,17 @@ def test_weights_of_another_model_fail_the_layers(copy: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
+def test_every_file_may_be_read_by_whom_the_user_s_umask_lets(released: Path) -> None:
+    """safetensors writes for the owner alone, and a site would show a model that nobody can load."""
+    beside = released.parent / "mode"
+    beside.touch()
+    files = {
+        str(path.relative_to(released)): path.stat().st_mode for path in released.rglob("*") if path.is_file()
+    }
+    assert "model.safetensors" in files
+    assert {name: mode for name, mode in files.items() if mode != beside.stat().st_mode} == {}
+
+
 def test_no_name_or_secret_is_told(released: Path, trained: Path, tmp_path: Path) -> None:
     planted = (SECRET, "/home/taro", "taro@example.jp", "gpu-node-017", str(trained.parent))
     for path in released.rglob("*"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,9 @@ def _write_shards(
             done += tensors[entry.name].nbytes
         files |= dict.fromkeys(tensors, shard.file)
         save_file(tensors, folder / shard.file, metadata={"format": "pt"})
+        shutil.copymode(
+            folder / "config.json", folder / shard.file
+        )  # safetensors lets the owner alone read it
         del tensors
     report("tensors written", total, total)
     if len(shards) > 1:
