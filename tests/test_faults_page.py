@@ -5,9 +5,8 @@ from pathlib import Path
 
 
 def test_each_row_names_a_test_that_is_there(root: Path) -> None:
-    rows = [line for line in (root / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][
-        1:
-    ]
+    page = (root / "docs" / "faults.md").read_text().partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 15
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)`", row)

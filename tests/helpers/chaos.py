@@ -3,7 +3,6 @@
 `make chaos SEED=7 FAULTS=50` prints a table of one; tests/slurm/test_chaos.py runs it, by itself a short one.
 """
 
-import json
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from helpers.runs import events, losses, train
+from helpers.runs import events, last_row, losses, train
 from helpers.throwaway import ENDED, Slurm
 
 from llmjp_train.checkpoint.listing import committed
@@ -91,21 +90,7 @@ class Chaos:
     @property
     def step(self) -> int:
         """Newest step in the file; 0 before the first."""
-        return int((self._last_row() or {"step": 0})["step"])
-
-    def _last_row(self) -> dict[str, Any] | None:
-        path = self.run_dir / "metrics.jsonl"
-        if not path.exists():
-            return None
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 20_000))
-            lines = file.read().split(b"\n")[:-1]
-        for line in reversed(lines):
-            try:
-                return dict(json.loads(line))
-            except ValueError:
-                continue
-        return None
+        return int((last_row(self.run_dir) or {"step": 0})["step"])
 
     @property
     def job(self) -> str:

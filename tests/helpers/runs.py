@@ -1,5 +1,6 @@
 """Whole training runs on forked ranks, with faults put in where a test wants them."""
 
+import json
 import os
 import signal
 import threading
@@ -48,12 +49,25 @@ def rank_main(
 
 
 def _signal_at(run_dir: Path, step: int, number: int) -> None:
-    while True:
-        rows = RunRecord(run_dir).read_metrics() if (run_dir / "metrics.jsonl").exists() else []
-        if rows and rows[-1]["step"] >= step:
-            os.kill(os.getpid(), number)
-            return
+    while (last_row(run_dir) or {"step": 0})["step"] < step:
         time.sleep(0.001)
+    os.kill(os.getpid(), number)
+
+
+def last_row(run_dir: Path) -> dict[str, Any] | None:
+    """Newest row of metrics.jsonl, read from its end: records of chaos are long, and looked at often."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 20_000))
+        lines = file.read().split(b"\n")[:-1]
+    for line in reversed(lines):
+        try:
+            return dict(json.loads(line))
+        except ValueError:
+            continue
+    return None
 
 
 def composed(overrides: list[str]) -> Any:
