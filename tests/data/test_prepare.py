@@ -247,11 +247,16 @@ def test_a_tokenizer_by_name_is_used(preparing: Preparing, llmjp_data: Path) -> 
 def test_licence_and_origin_are_stated_at_any_time_and_never_taken_back(
     preparing: Preparing, corpus: Path, tmp_path: Path
 ) -> None:
-    said = [{"input": corpus.name, "licence": "CC0-1.0", "origin": "here"}]
-    assert prepare(preparing())["statements"] == [{"input": corpus.name, "licence": None, "origin": None}]
+    said = [{"input": corpus.name, "licence": "CC0-1.0", "origin": "here", "filters": None}]
+    nothing = [{"input": corpus.name, "licence": None, "origin": None, "filters": None}]
+    assert prepare(preparing())["statements"] == nothing
     before = (tmp_path / "prepared" / "train.bin").stat().st_mtime_ns
     assert prepare(preparing(licence="CC0-1.0", origin="here"))["statements"] == said
     assert prepare(preparing())["statements"] == said
+    said[0]["filters"] = "near duplicates"
+    assert prepare(preparing(filters="near duplicates"))["statements"] == said
     assert (tmp_path / "prepared" / "train.bin").stat().st_mtime_ns == before
     own = prepare(preparing(input=["llmjp-small-ja"], output=str(tmp_path / "own")))["statements"]
-    assert own == [{"input": "llmjp-small-ja", "licence": "CC0 1.0", "origin": "this package"}]
+    assert own == [
+        {"input": "llmjp-small-ja", "licence": "CC0 1.0", "origin": "this package", "filters": None}
+    ]

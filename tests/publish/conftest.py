@@ -20,8 +20,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tokenizer_
     """A run of 20 steps with a checkpoint at 10 that it was resumed from, on another number of ranks."""
     run = tmp_path_factory.mktemp("release") / "run"
     manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["statements"] == [{"input": "small.jsonl", "licence": None, "origin": None}]
-    said = [{"input": "small.jsonl", "licence": "CC0-1.0", "origin": "made by this test"}]
+    assert manifest["statements"] == [
+        {"input": "small.jsonl", "licence": None, "origin": None, "filters": None}
+    ]
+    said = [
+        {
+            "input": "small.jsonl",
+            "licence": "CC0-1.0",
+            "origin": "made by this test",
+            "filters": "lines without kana",
+        }
+    ]
     prepared = shutil.copytree(prepared, run.parent / "prepared")
     (prepared / "manifest.json").write_text(json.dumps(manifest | {"statements": said}), encoding="utf-8")
     words = small_run(run, prepared, tokenizer_folder, "checkpoint.every_steps=10")

@@ -198,6 +198,9 @@ def test_an_earlier_step_is_released_with_the_record_up_to_it(trained: Path, tmp
     assert not any("data source" in what for what in manifest["missing"])
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "CC0-1.0 (small.jsonl: made by this test)" in card
+    left = next(line for line in card.splitlines() if line.startswith("- What is left out of small"))
+    assert "0 malformed and 0 empty of 200 records, " in left
+    assert left.endswith("Unicode normalisation: none; before that: lines without kana.")
     assert failed(out) == set()
 
 

@@ -30,6 +30,8 @@ class PrepareConfig:
     """Licence of the text, for cards and releases, e.g. CC BY-SA 4.0; texts of the catalogue know theirs."""
     origin: str = ""
     """Where the text comes from, for cards and releases; texts of the catalogue know it."""
+    filters: str = ""
+    """What was left out of the text before it came here, for cards and releases: filters, deduplication."""
     workers: int = 0
     """Processes; 0: one a core. The output does not depend on it."""
     seed: int = 1234

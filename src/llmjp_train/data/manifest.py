@@ -24,9 +24,24 @@ def validation_prefix(path: str, validation: str) -> Path | None:
 
 
 def statements(path: str) -> list[dict[str, Any]]:
-    """Licence and origin of each input of a prepared folder; none for foreign files and old manifests."""
+    """Licence, origin and filters of each input of a prepared folder; none for foreign files and old manifests."""
     found: list[dict[str, Any]] = (manifest_of(Path(path)) or {}).get("statements", [])
     return found
+
+
+def preparation(path: str) -> dict[str, Any]:
+    """What `llmjp prepare` took and left out: counts of records and documents; empty for foreign files."""
+    made = manifest_of(Path(path))
+    if made is None:
+        return {}
+    return {
+        "records": sum(each["records"] for each in made["input"]),
+        "malformed": made["malformed"]["count"],
+        "empty": made["empty"],
+        "documents": made["train"]["documents"],
+        "validation_documents": made["validation"]["documents"],
+        "unicode": made["settings"]["unicode"],
+    }
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:

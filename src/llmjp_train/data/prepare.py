@@ -111,14 +111,20 @@ def _run(
 
 
 def _statements(config: PrepareConfig) -> list[dict[str, Any]]:
-    return [statement(name, config.licence, config.origin) for name in config.input]
+    said = [statement(name, config.licence, config.origin) for name in config.input]
+    return [{**each, "filters": config.filters or None} for each in said]
 
 
 def _state_again(out: Path, finished: dict[str, Any], said: list[dict[str, Any]]) -> dict[str, Any]:
-    """Take a licence or origin that is stated now; who says nothing takes nothing back."""
-    if not any(each["licence"] or each["origin"] for each in said) or finished.get("statements") == said:
+    """Take a licence, origin or filters that are stated now; who says nothing takes nothing back."""
+    before = finished.get("statements") or [{} for _ in said]
+    merged = [
+        {key: value if value is not None else old.get(key) for key, value in new.items()}
+        for old, new in zip(before, said, strict=True)
+    ]
+    if merged == before:
         return finished
-    changed = finished | {"statements": said}
+    changed = finished | {"statements": merged}
     _write_manifest(out, changed)
     return changed
 

@@ -263,6 +263,8 @@ def _sources(found: Facts) -> list[dict[str, Any]]:
             "seen": _text(seen.get(name), ","),
             "fingerprint": str(value.get("fingerprint") or "")[:16] or None,
             "licence": found.licences[name],
+            "filters": found.filters.get(name),
+            "prepared": (found.data.get("prepared") or {}).get(name) or {},
         }
         for name, value in (nested(found.data, "data", "sources") or {}).items()
     ]

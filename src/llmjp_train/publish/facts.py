@@ -133,6 +133,15 @@ class Facts:
         return found
 
     @property
+    def filters(self) -> dict[str, str | None]:
+        """What was left out of each data source before it was prepared, in the words of who prepared it."""
+        said = self.data.get("statements") or {}
+        return {
+            name: "; ".join(part["filters"] for part in parts if part.get("filters")) or None
+            for name, parts in said.items()
+        }
+
+    @property
     def final_evaluations(self) -> list[Evaluation]:
         """Evaluations beside the training, or else the newest one in it."""
         beside = [found for found in self.evaluations if not found.in_loop]

@@ -14,7 +14,7 @@ from llmjp_train.config.compose import dump_config
 from llmjp_train.config.derive import derived
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
-from llmjp_train.data.manifest import statements
+from llmjp_train.data.manifest import preparation, statements
 from llmjp_train.data.stream import TrainingStream, ValidationStream
 from llmjp_train.data.tokenizers import Tokenizer, check_special_tokens, load_tokenizer
 from llmjp_train.engine.make import make_engine
@@ -136,7 +136,8 @@ def _record_start(
     sources = run.config.data.sources
     # Beside the fingerprints, not in them: who corrects a licence trains on the same data.
     said = {name: statements(source.path) for name, source in sources.items()}
-    run.record.write_data({**run.fingerprints, "statements": said})
+    made = {name: preparation(source.path) for name, source in sources.items()}
+    run.record.write_data({**run.fingerprints, "statements": said, "prepared": made})
     folder = run.record.path / "tokenizer"
     if before != run.fingerprints["tokenizer"] and folder.exists():
         shutil.rmtree(folder)  # another tokenizer was allowed: exports must carry the one in use
