@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="submit although the plan says that memory does not suffice"
     )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="HOST", help="leave a node out from now on"
+    )
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="HOST", help="use a node again that was left out"
+    )
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -52,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.launch.submit import Asked
 
     asked = Asked(
-        chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget
-    )
+        chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget,
+        exclude=tuple(args.exclude), include=tuple(args.include),
+    )  # fmt: skip
     config = configuration(args)
     _check(config, asked, starting=not (args.dry_run or args.print), force=args.force)
     if args.print:

@@ -1,17 +1,16 @@
 """How the nodes of an attempt find each other: files in the job's folder, which every node sees.
 
-Each node says hello with what it runs; the first one compares, and answers with the address and port where
-the ranks meet, or with why they must not.
+Each node says hello with what it runs and what it measured of itself; the first one compares and judges, and
+answers with the address and port where the ranks meet, or with why they must not.
 """
 
 import json
 import os
 import resource
-import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import psutil
 
 from llmjp_train.errors import UserError
+from llmjp_train.launch.judging import Judgement, Needs, judge
+from llmjp_train.launch.probe import node_name
 from llmjp_train.launch.snapshot import fingerprint
 
 COMPARED = ("code", "config", "data", "python", "torch", "deepspeed")
@@ -35,12 +36,23 @@ class Meeting:
     address: str
     port: int
     warnings: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What each node measured of itself, by its name."""
 
 
-def hello(job: Path, data: list[str]) -> dict[str, Any]:
-    """What this node runs."""
+class BadNodesError(UserError):
+    """Nodes that must be left out; the others are told the same."""
+
+    def __init__(self, bad: dict[str, str]) -> None:
+        super().__init__("; ".join(f"bad node {host}: {why}" for host, why in bad.items()))
+        self.bad = bad
+        """Why, by the node's name."""
+
+
+def hello(job: Path, data: list[str], figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What this node runs, and the figures of its `probe`."""
     return {
-        "host": socket.gethostname(),
+        "host": node_name(),
         "code": fingerprint(job / "code") if (job / "code").is_dir() else "",
         "config": (job / "config.yaml").read_text(encoding="utf-8"),
         "data": _sizes(data),
@@ -50,23 +62,31 @@ def hello(job: Path, data: list[str]) -> dict[str, Any]:
         "open_files": raise_open_files(),
         "memory_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "skew_s": _skew(job),
+        "probe": figures or {},
     }
 
 
 def meet(
-    folder: Path, node: int, nodes: int, mine: dict[str, Any], interface: str, seconds: float
+    folder: Path,
+    node: int,
+    nodes: int,
+    mine: dict[str, Any],
+    interface: str,
+    seconds: float,
+    needs: Needs | None = None,
 ) -> Meeting:
     """Say hello as ``node`` of ``nodes`` in an attempt's folder and hear where the ranks meet.
 
     Raises:
-        UserError: nodes differ in code, configuration, data or versions; one did not come in time; or the
-            interface has no address.
+        BadNodesError: nodes that cannot do what ``needs`` asks, by their own figures.
+        UserError: nodes differ in code, configuration, data or versions; one did not come in time; all of them
+            lack something; or the interface has no address.
     """
     _put(folder / f"hello-{node:04d}.json", mine)
     end = time.monotonic() + seconds
     answer = folder / "meeting.json"
     if node == 0:
-        _put(answer, _answer(folder, nodes, interface, end))
+        _put(answer, _answer(folder, nodes, interface, end, needs))
     while (value := _get(answer)) is None:
         if time.monotonic() > end + 30:
             raise UserError(
@@ -75,10 +95,12 @@ def meet(
         time.sleep(0.05)
     if "refused" in value:
         raise UserError(str(value["refused"]))
-    return Meeting(value["address"], value["port"], tuple(value["warnings"]))
+    if "bad" in value:
+        raise BadNodesError(value["bad"])
+    return Meeting(value["address"], value["port"], tuple(value["warnings"]), value["figures"])
 
 
-def _answer(folder: Path, nodes: int, interface: str, end: float) -> dict[str, Any]:
+def _answer(folder: Path, nodes: int, interface: str, end: float, needs: Needs | None) -> dict[str, Any]:
     found: dict[int, dict[str, Any]] = {}
     while len(found) < nodes:
         for node in set(range(nodes)) - set(found):
@@ -94,11 +116,21 @@ def _answer(folder: Path, nodes: int, interface: str, end: float) -> dict[str, A
     refused = disagreement(found)
     if refused:
         return {"refused": refused}
+    judged = judge(found, needs) if needs else Judgement()
+    if judged.bad:
+        return {"bad": judged.bad}
+    if judged.refused:
+        return {"refused": judged.refused}
     try:
         address = address_of(interface)
     except UserError as error:
         return {"refused": str(error)}
-    return {"address": address, "port": free_port(address), "warnings": oddities(found)}
+    return {
+        "address": address,
+        "port": free_port(address),
+        "warnings": [*oddities(found), *judged.warnings],
+        "figures": {value["host"]: value["probe"] for value in found.values()},
+    }
 
 
 def disagreement(found: dict[int, dict[str, Any]]) -> str:
@@ -168,11 +200,6 @@ def raise_open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return -1 if soft == resource.RLIM_INFINITY else soft
-
-
-def space_gb(folder: Path) -> float:
-    """Free space where ``folder`` lies."""
-    return shutil.disk_usage(folder).free / 1e9
 
 
 def _sizes(prefixes: list[str]) -> dict[str, int]:
