@@ -47,11 +47,8 @@ NEEDS = Needs(devices=8, cuda=True, memory_gib=80, checkpoint_bytes=2 * 10**12)
 
 
 def test_this_node_is_measured_in_about_a_second(tmp_path: Path) -> None:
-    import torch  # noqa: F401 - as a node has by then
-
-    began = time.monotonic()
     found = probe(tmp_path, cuda=False)
-    assert time.monotonic() - began < 5, "0.3 s on a quiet machine"
+    assert found["seconds"] < 5, "0.3 s on a quiet machine"
     (device,) = found["devices"]
     assert device["tflops"] > 0
     assert set(found["disk"]) == {"write_s", "read_s", "rename_s", "free_gb"}
@@ -115,8 +112,8 @@ def test_a_disk_that_is_full_or_missing_is_told_in_words(tmp_path: Path) -> None
 def test_devices_that_do_not_answer_are_told(tmp_path: Path) -> None:
     (hung,) = probing._Child(lambda: time.sleep(60)).answer(0.1)
     assert hung == {"error": "no answer from the devices in 0.1 s"}
-    (dead,) = probing._Child(lambda: os.abort()).answer(20)
-    assert dead["error"].startswith("the process that measured the devices ended with code -6")
+    (dead,) = probing._Child(lambda: os._exit(7)).answer(20)
+    assert dead["error"].startswith("the process that measured the devices ended with code 7")
 
 
 def test_a_node_has_the_name_that_its_scheduler_knows(monkeypatch: pytest.MonkeyPatch) -> None:

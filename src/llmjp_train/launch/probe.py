@@ -44,10 +44,12 @@ def probe(run_dir: Path, *, cuda: bool) -> dict[str, Any]:
     """Measure this node, in about a second; to be called before this process uses its devices.
 
     Returns:
-        ``seconds`` that it took; ``devices``, for each ``tflops`` (bf16 on CUDA; fp32 and the whole node on a
-        CPU), ``free_gib`` and ``total_gib``, or ``error``; ``gpus`` and ``xids`` as the driver tells them, empty
-        where it tells nothing; ``disk`` as `disk` gives it.
+        ``seconds`` that it took; ``devices``, for each ``tflops`` (bf16 on CUDA; fp32 of one core on a CPU),
+        ``free_gib`` and ``total_gib``, or ``error``; ``gpus`` and ``xids`` as the driver tells them, empty where it
+        tells nothing; ``disk`` as `disk` gives it.
     """
+    import torch  # noqa: F401 - the ranks need it too, so that it is no cost of this
+
     began = time.monotonic()
     child = _Child(lambda: measure_devices(cuda=cuda))
     gpus = nvidia_smi() if cuda else []
@@ -61,11 +63,14 @@ def probe(run_dir: Path, *, cuda: bool) -> dict[str, Any]:
 
 
 def measure_devices(*, cuda: bool) -> list[dict[str, Any]]:
-    """Matmul rate and memory of each device, all at the same time; one figure for all cores of a CPU."""
+    """Matmul rate and memory of each device, all at the same time; one core of a CPU.
+
+    Several cores that wait for each other would measure what else runs on a shared node.
+    """
     import torch
 
     if not cuda:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(1)
         return [{"tflops": _matmul_tflops(torch.device("cpu"))}]
     count = torch.cuda.device_count()
     with ThreadPoolExecutor(max(1, count)) as pool:
@@ -211,8 +216,6 @@ class _Child:
     """A forked process that uses the devices and ends: one that has used CUDA could not fork ranks any more."""
 
     def __init__(self, function: Any) -> None:
-        import torch  # noqa: F401 - once for this process and all that it forks
-
         self._reading, writing = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
