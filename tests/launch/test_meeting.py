@@ -9,7 +9,15 @@ import pytest
 
 from llmjp_train.errors import UserError
 from llmjp_train.launch.judging import Needs
-from llmjp_train.launch.meeting import BadNodesError, Meeting, address_of, hello, meet, raise_open_files
+from llmjp_train.launch.meeting import (
+    BadNodesError,
+    Meeting,
+    address_of,
+    hello,
+    measured_hello,
+    meet,
+    raise_open_files,
+)
 
 HELLO = {
     "host": "n0", "code": "a", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
@@ -73,6 +81,36 @@ def test_a_node_that_differs_is_named_to_all_and_nothing_starts(
 def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sign of node 1 of 2"):
         meet(tmp_path, 0, 2, HELLO, "lo", 0.2)
+
+
+def test_a_silent_node_is_bad_where_its_name_is_known(tmp_path: Path) -> None:
+    attempt = tmp_path / "attempt-1"
+    attempt.mkdir()
+    (tmp_path / "hosts-1").write_text("n0\nn1\n")
+    with pytest.raises(BadNodesError) as caught:
+        meet(attempt, 0, 2, HELLO, "lo", 0.2)
+    assert caught.value.bad == {"n1": "it gave no sign when the job began"}
+    (attempt / "meeting.json").unlink()
+    (tmp_path / "hosts-1").write_text("n1\nn0\n")
+    with pytest.raises(
+        UserError, match="no sign of node 1 of 2"
+    ):  # the file's order is not that of the nodes
+        meet(attempt, 0, 2, HELLO, "lo", 0.2)
+    (attempt / "meeting.json").unlink()
+    (tmp_path / "hosts-1").write_text("n0\nn1\nn2\nn3\n")
+    with pytest.raises(UserError, match="no sign of node 1, 2, 3 of 4"):  # hardly their fault
+        meet(attempt, 0, 4, HELLO, "lo", 0.2)
+
+
+def test_a_node_that_cannot_begin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = measured_hello(tmp_path / "no-job", [], tmp_path, cuda=False)
+    assert broken["error"].startswith("FileNotFoundError: ")
+    assert "Traceback" in capsys.readouterr().err
+    heard = together(tmp_path, HELLO, {**broken, "host": "n1"}, needs=Needs(devices=1))
+    assert [list(one) for one in heard] == [["n1"], ["n1"]]
+    (tmp_path / "next").mkdir()
+    heard = together(tmp_path / "next", {**broken, "host": "n0"}, {**broken, "host": "n1"})
+    assert "2 of 2 nodes could not begin, n0 among them: FileNotFoundError" in heard[0]
 
 
 def test_odd_clocks_and_limits_are_warnings(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_this_node_is_measured_in_about_a_second(tmp_path: Path) -> None:
 def test_without_a_driver_there_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert probing.nvidia_smi() == []
-    assert probing._output("dmesg") == ""
+    assert probing.output_of("dmesg") == ""
 
 
 def test_an_old_driver_is_asked_for_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def main() -> int:
 def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
     from llmjp_train.config.compose import load_config
     from llmjp_train.launch.heartbeat import HangWatch
-    from llmjp_train.launch.meeting import hello, meet
-    from llmjp_train.launch.probe import probe
+    from llmjp_train.launch.meeting import hello, measured_hello, meet
     from llmjp_train.launch.supervisor import Supervisor
 
     if nodes != job.nodes:
@@ -68,12 +67,14 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
     attempt.mkdir(exist_ok=True)
     os.environ.update(host_variables(config.cluster, nodes))
     data = [source.path for source in config.data.sources.values() if source.path not in ("", "???")]
-    preflight, cuda = config.cluster.preflight, config.cluster.device.name == "cuda"
-    figures = probe(folder.run_dir, cuda=cuda) if preflight else None
-    meeting = meet(
-        attempt, node, nodes, hello(folder.path, data, figures), config.cluster.interface, _MEETING_SECONDS,
-        needs(config, job) if preflight else None,
-    )  # fmt: skip
+    preflight = config.cluster.preflight
+    if preflight:
+        cuda = config.cluster.device.name == "cuda"
+        mine = measured_hello(folder.path, data, folder.run_dir, cuda=cuda)
+    else:
+        mine = hello(folder.path, data)
+    asked = needs(config, job) if preflight else None
+    meeting = meet(attempt, node, nodes, mine, config.cluster.interface, _MEETING_SECONDS, asked)
     if node == 0:
         for warning in meeting.warnings:
             print(f"warning: {warning}", flush=True)

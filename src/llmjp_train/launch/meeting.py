@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 
 from llmjp_train.errors import UserError
 from llmjp_train.launch.judging import Judgement, Needs, judge
-from llmjp_train.launch.probe import node_name
+from llmjp_train.launch.probe import node_name, output_of, probe
 from llmjp_train.launch.snapshot import fingerprint
 
 COMPARED = ("code", "config", "data", "python", "torch", "deepspeed")
@@ -66,6 +67,15 @@ def hello(job: Path, data: list[str], figures: dict[str, Any] | None = None) -> 
     }
 
 
+def measured_hello(job: Path, data: list[str], run_dir: Path, *, cuda: bool) -> dict[str, Any]:
+    """`hello` with this node's figures; where it cannot even do that, its name and ``error``."""
+    try:
+        return hello(job, data, probe(run_dir, cuda=cuda))
+    except Exception as error:
+        traceback.print_exc()
+        return {"host": node_name(), "error": f"{type(error).__name__}: {error}"}
+
+
 def meet(
     folder: Path,
     node: int,
@@ -108,11 +118,14 @@ def _answer(folder: Path, nodes: int, interface: str, end: float, needs: Needs |
             if value is not None:
                 found[node] = value
         if len(found) < nodes and time.monotonic() > end:
-            missing = ", ".join(str(node) for node in sorted(set(range(nodes)) - set(found)))
-            return {
-                "refused": f"no sign of node {missing} of {nodes}: look whether it is up and sees {folder}"
-            }
+            return _silent(folder, nodes, found)
         time.sleep(0.02)
+    broken = {value["host"]: value["error"] for value in found.values() if "error" in value}
+    if broken and 2 * len(broken) <= nodes:
+        return {"bad": broken}
+    if broken:  # so many that it is hardly theirs
+        host, why = next(iter(broken.items()))
+        return {"refused": f"{len(broken)} of {nodes} nodes could not begin, {host} among them: {why}"}
     refused = disagreement(found)
     if refused:
         return {"refused": refused}
@@ -131,6 +144,31 @@ def _answer(folder: Path, nodes: int, interface: str, end: float, needs: Needs |
         "warnings": [*oddities(found), *judged.warnings],
         "figures": {value["host"]: value["probe"] for value in found.values()},
     }
+
+
+def _silent(folder: Path, nodes: int, found: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The answer when nodes gave no sign in time: they are bad where their names are known and most others came."""
+    missing = sorted(set(range(nodes)) - set(found))
+    names = hosts_of(folder, {node: value["host"] for node, value in found.items()}, nodes)
+    if names and 2 * len(missing) <= nodes:
+        return {"bad": {names[node]: "it gave no sign when the job began" for node in missing}}
+    said = ", ".join(str(node) for node in missing)
+    return {"refused": f"no sign of node {said} of {nodes}: look whether it is up and sees {folder}"}
+
+
+def hosts_of(attempt: Path, known: dict[int, str], nodes: int) -> list[str]:
+    """Names of a job's nodes in their order, by its launcher's file or Slurm; empty where they are not sure.
+
+    Args:
+        known: names of those that came, with which the others must be in line.
+    """
+    file = attempt.parent / attempt.name.replace("attempt-", "hosts-")
+    if file.is_file():
+        names = file.read_text(encoding="utf-8").split()
+    else:
+        names = output_of("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+    alike = len(names) == nodes and all(names[node] == name for node, name in known.items())
+    return names if alike else []
 
 
 def disagreement(found: dict[int, dict[str, Any]]) -> str:

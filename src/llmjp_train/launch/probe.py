@@ -55,7 +55,7 @@ def probe(run_dir: Path, *, cuda: bool) -> dict[str, Any]:
     gpus = nvidia_smi() if cuda else []
     found = {
         "gpus": gpus,
-        "xids": xids(_output("dmesg")) if cuda else {},
+        "xids": xids(output_of("dmesg")) if cuda else {},
         "disk": disk(run_dir / f".preflight-{node_name()}"),
         "devices": child.answer(CHILD_SECONDS),
     }
@@ -157,7 +157,7 @@ def nvidia_smi() -> list[dict[str, Any]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     chosen = ["-i", visible] if visible else []
     for fields in _QUERIES:
-        text = _output(
+        text = output_of(
             "nvidia-smi", *chosen, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"
         )
         if text and "not a valid field" not in text:
@@ -201,7 +201,7 @@ def xids(text: str) -> dict[str, int]:
     return found
 
 
-def _output(*words: str) -> str:
+def output_of(*words: str) -> str:
     """What a command prints; empty when it is absent, forbidden or slow."""
     try:
         done = subprocess.run(
