@@ -41,7 +41,7 @@ def node_name() -> str:
 
 
 def probe(run_dir: Path, *, cuda: bool) -> dict[str, Any]:
-    """Measure this node, in about a second; to be called before this process uses its devices.
+    """Measure this node, in less than a second on a CPU; to be called before this process uses its devices.
 
     Returns:
         ``seconds`` that it took; ``devices``, for each ``tflops`` (bf16 on CUDA; fp32 of one core on a CPU),
