@@ -1,4 +1,4 @@
-"""Job scripts of the shipped clusters."""
+"""Job scripts of the shipped clusters, and what a node says when it comes."""
 
 from dataclasses import replace
 from functools import cache
@@ -25,3 +25,10 @@ def a_job(name: str, **values: object) -> tuple[Job, object]:
 def rendered(name: str, **values: object) -> str:
     job, cluster = a_job(name, **values)
     return render(job, cluster, folder="/data/runs/a/jobs/0001", python="/env/bin/python", cwd="/home/me")
+
+
+HELLO = {
+    "host": "n0", "code": "a", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
+    "deepspeed": "0.19.8", "open_files": 65536, "memory_gib": 1.0, "skew_s": 0.0, "probe": {},
+}  # fmt: skip
+"""What a sound node says; tests change parts of it."""

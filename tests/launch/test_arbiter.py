@@ -9,9 +9,11 @@ import pytest
 
 from llmjp_train import exit_codes
 from llmjp_train.config.compose import compose, dump_config
-from llmjp_train.launch import arbiter
+from llmjp_train.launch import arbiter, schedulers
 from llmjp_train.launch.arbiter import AGAIN, REQUEUE, begin, end
+from llmjp_train.launch.bad_nodes import left_out
 from llmjp_train.launch.job import Job, JobFolder, folders, new_folder, now
+from llmjp_train.launch.supervisor import Result
 from llmjp_train.runlog.record import RunRecord
 
 CONFIG = ["experiment=tiny-cpu", "tokenizer.path=t", "data.sources.small.path=d", "schedule.length=20"]
@@ -197,3 +199,69 @@ def test_a_job_that_was_ended_from_outside_does_not_queue_itself_again(tmp_path:
     RunRecord(tmp_path).event("stop", step=9, reason="SIGUSR1", outcome="stopped")
     for signals in ("USR1", " USR1", " USR1 TERM", ""):
         assert end(folder, "2", exit_codes.STOPPED, signals).action == "requeue"
+
+
+def bad_attempt(folder: JobFolder, name: str) -> None:
+    """What the first node leaves when it finds others to be bad."""
+    bad = {"n1": "GPU 3 has 2 uncorrected memory (ECC) errors", "n7": "7 usable devices instead of 8"}
+    path = folder.path / f"attempt-{name}"
+    path.mkdir()
+    Result(exit_codes.FAILED, bad["n1"], "bad_node", host="n1", bad=bad).write(path, 0)
+
+
+def test_a_bad_node_is_left_out_of_what_waits_and_the_chain_goes_on(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(schedulers, "call", lambda words, **_: told.append(list(words)) or "")
+    cluster = config.replace("scheduler: local", "scheduler: slurm")
+    cluster = cluster.replace("options: []", "options: ['--exclude=n2']")
+    first, second = job(tmp_path, cluster), job(tmp_path, cluster)
+    second.scheduler_id = "42"
+    bad_attempt(first, "1")
+    verdict = end(first, "1", exit_codes.FAILED, "")
+    assert (verdict.code, verdict.action) == (exit_codes.FAILED, "next")
+    assert "bad node n1, n7" in verdict.reason
+    assert begin(second) == "", "a bad node is no reason to end the chain"
+    assert left_out(tmp_path) == {
+        "n1": "GPU 3 has 2 uncorrected memory (ECC) errors", "n7": "7 usable devices instead of 8",
+    }  # fmt: skip
+    found = [e for e in RunRecord(tmp_path).read_events() if e["kind"] == "incident"]
+    assert [(e["what"], e["node"], e["action"], e["lost_steps"]) for e in found] == [
+        ("bad_node", "n1", "next", 0), ("bad_node", "n7", "next", 0),
+    ]  # fmt: skip
+    assert told == [["scontrol", "update", "jobid=42", "excnodelist=n2,n1,n7"]], (
+        "with those of cluster.options"
+    )
+
+
+def test_a_job_that_requeues_itself_does_so_until_it_is_a_crash_loop(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = job(tmp_path, config, requeue=True, max_restarts=2)
+    actions = []
+    for name in ("1", "2", "3"):
+        bad_attempt(folder, name)
+        actions.append(end(folder, name, exit_codes.FAILED, "").action)
+    assert actions == ["requeue", "requeue", "halt"]
+    monkeypatch.setattr("sys.argv", ["arbiter", "excluded", str(folder.path)])
+    assert arbiter.main() == exit_codes.OK
+    assert capsys.readouterr().out == "n1,n7\n"
+
+
+def test_this_machine_is_not_left_out_of_its_own_runs(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config, scheduler="local")
+    bad_attempt(folder, "1")
+    assert end(folder, "1", exit_codes.FAILED, "").action == "halt"
+    assert left_out(tmp_path) == {}
+
+
+def test_a_scheduler_that_cannot_be_told_does_not_end_the_chain(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder, waiting = job(tmp_path, config), job(tmp_path, config)
+    waiting.scheduler_id = "42"
+    bad_attempt(folder, "1")
+    assert end(folder, "1", exit_codes.FAILED, "").action == "next"
+    assert "could not be told to leave n1, n7 out: scontrol is not on this machine" in capsys.readouterr().out

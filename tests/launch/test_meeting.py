@@ -6,23 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.job_scripts import HELLO
 
 from llmjp_train.errors import UserError
-from llmjp_train.launch.meeting import Meeting, address_of, hello, meet, raise_open_files
+from llmjp_train.launch.judging import Needs
+from llmjp_train.launch.meeting import (
+    BadNodesError,
+    Meeting,
+    address_of,
+    hello,
+    measured_hello,
+    meet,
+    raise_open_files,
+)
 
-HELLO = {
-    "host": "n0", "code": "a", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
-    "deepspeed": "0.19.8", "open_files": 65536, "memory_gib": 1.0, "skew_s": 0.0,
+SOUND = {
+    "seconds": 0.3, "devices": [{"tflops": 0.1}], "gpus": [], "xids": {},
+    "disk": {"write_s": 0.1, "read_s": 0.1, "rename_s": 0.1, "free_gb": 9.0},
 }  # fmt: skip
+FULL = {**SOUND, "disk": {"error": "cannot write in /r: No space left on device"}}
 
 
-def together(folder: Path, *hellos: dict[str, Any], seconds: float = 20) -> list[Any]:
+def together(
+    folder: Path, *hellos: dict[str, Any], seconds: float = 20, needs: Needs | None = None
+) -> list[Any]:
     """What each node hears."""
     heard: list[Any] = [None] * len(hellos)
 
     def node(number: int) -> None:
         try:
-            heard[number] = meet(folder, number, len(hellos), hellos[number], "lo", seconds)
+            heard[number] = meet(folder, number, len(hellos), hellos[number], "lo", seconds, needs)
+        except BadNodesError as error:
+            heard[number] = error.bad
         except UserError as error:
             heard[number] = str(error)
 
@@ -63,11 +78,62 @@ def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
         meet(tmp_path, 0, 2, HELLO, "lo", 0.2)
 
 
+def test_a_silent_node_is_bad_where_its_name_is_known(tmp_path: Path) -> None:
+    attempt = tmp_path / "attempt-1"
+    attempt.mkdir()
+    (tmp_path / "hosts-1").write_text("n0\nn1\n")
+    with pytest.raises(BadNodesError) as caught:
+        meet(attempt, 0, 2, HELLO, "lo", 0.2)
+    assert caught.value.bad == {"n1": "it gave no sign when the job began"}
+    (attempt / "meeting.json").unlink()
+    (tmp_path / "hosts-1").write_text("n1\nn0\n")
+    with pytest.raises(
+        UserError, match="no sign of node 1 of 2"
+    ):  # the file's order is not that of the nodes
+        meet(attempt, 0, 2, HELLO, "lo", 0.2)
+    (attempt / "meeting.json").unlink()
+    (tmp_path / "hosts-1").write_text("n0\nn1\nn2\nn3\n")
+    with pytest.raises(UserError, match="no sign of node 1, 2, 3 of 4"):  # hardly their fault
+        meet(attempt, 0, 4, HELLO, "lo", 0.2)
+
+
+def test_a_node_that_cannot_begin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = measured_hello(tmp_path / "no-job", [], tmp_path, cuda=False)
+    assert broken["error"].startswith("FileNotFoundError: ")
+    assert "Traceback" in capsys.readouterr().err
+    heard = together(tmp_path, HELLO, {**broken, "host": "n1"}, needs=Needs(devices=1))
+    assert [list(one) for one in heard] == [["n1"], ["n1"]]
+    (tmp_path / "next").mkdir()
+    heard = together(tmp_path / "next", {**broken, "host": "n0"}, {**broken, "host": "n1"})
+    assert "2 of 2 nodes could not begin, n0 among them: FileNotFoundError" in heard[0]
+
+
 def test_odd_clocks_and_limits_are_warnings(tmp_path: Path) -> None:
     (only,) = together(tmp_path, {**HELLO, "skew_s": 40.0, "open_files": 256})
     assert only.warnings == (
         "node 0 (n0): its clock is +40.0 s from the file server's", "node 0 (n0): only 256 open files (ulimit -n)",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_bad_node_is_named_to_all_and_its_host_is_told(bad: int, tmp_path: Path) -> None:
+    hellos = [
+        {**HELLO, "host": f"n{number}", "probe": FULL if number == bad else SOUND} for number in range(3)
+    ]
+    heard = together(tmp_path, *hellos, needs=Needs(devices=1))
+    assert heard == [{f"n{bad}": "cannot write in /r: No space left on device"}] * 3
+
+
+def test_what_all_nodes_lack_is_bad_input_and_sound_nodes_hear_all_figures(tmp_path: Path) -> None:
+    both = [{**HELLO, "host": host, "probe": FULL} for host in ("n0", "n1")]
+    refused = together(tmp_path, *both, needs=Needs(devices=1))
+    assert refused[0] == refused[1]
+    assert "all 2 nodes, n0 among them: cannot write in /r" in refused[0]
+    (tmp_path / "next").mkdir()
+    sound = [{**HELLO, "host": host, "probe": SOUND} for host in ("n0", "n1")]
+    first, second = together(tmp_path / "next", *sound, needs=Needs(devices=1, checkpoint_bytes=4 * 10**9))
+    assert first == second
+    assert first.figures == {"n0": SOUND, "n1": SOUND}
 
 
 def test_an_interface_without_an_address_is_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from helpers.job_scripts import CLUSTERS, rendered
+from helpers.job_scripts import CLUSTERS, HELLO, rendered
 from helpers.runs import train
 
 from llmjp_train import exit_codes
@@ -22,11 +22,6 @@ from llmjp_train.config.compose import compose
 from llmjp_train.engine.ds_config import ds_config
 from llmjp_train.launch.meeting import meet
 from llmjp_train.runlog.record import RunRecord
-
-HELLO = {
-    "host": "n", "code": "c", "config": "", "data": {}, "python": "3", "torch": "2", "deepspeed": "0",
-    "open_files": 65536, "memory_gib": 1.0, "skew_s": 0.0,
-}  # fmt: skip
 
 
 @cache

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmjp_train import cli, exit_codes
-from llmjp_train.config.machine import Container
+from llmjp_train.config.machine import Container, Launcher
 from llmjp_train.errors import UserError
 from llmjp_train.launch.job import Job, job_name
 from llmjp_train.launch.scripts import TEMPLATES, directive, quoted, render, wall_time
@@ -132,6 +132,25 @@ def test_containers_and_network_variables(root: Path) -> None:
         "pbs",
         "slurm",
     ]
+
+
+def test_nodes_are_left_out_as_each_scheduler_has_it() -> None:
+    def text(name: str, **changed: object) -> str:
+        job, cluster = a_job(name)
+        where = {"folder": "/f", "python": "p", "cwd": "/"}
+        return render(job, replace(cluster, **changed), left_out=["a1", "a3"], **where)  # type: ignore[type-var]
+
+    assert "#SBATCH --exclude=a1,a3\n" in text("sakura-h100")
+    assert "#SBATCH --exclude=b[1-3],a1,a3\n" in text("sakura-h100", options=["-x b[1-3]"]), (
+        "Slurm takes the last"
+    )
+    assert "#$ -l h=!a1&!a3\n" in text("tsubame4")
+    assert not {"a1", "a3"} & set(text("abci-3").split()), "PBS has no word for it"
+    job, cluster = a_job("dev-slurm", scheduler="hosts")
+    cluster = replace(cluster, launcher=Launcher.ssh, hosts=["a1", "a2", "a3", "a4"])  # type: ignore[type-var]
+    script = render(job, cluster, left_out=["a1", "a3"], folder="/f", python="p", cwd="/")
+    assert "printf '%s\\n' a2 a4 >" in script
+    assert "exclude" not in rendered("sakura-h100").replace("$excluded", "")
 
 
 EXAMPLES = {

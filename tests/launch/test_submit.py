@@ -11,6 +11,7 @@ import pytest
 from helpers.toy import small_run
 
 from llmjp_train import cli, exit_codes
+from llmjp_train.launch.bad_nodes import leave_out, left_out
 from llmjp_train.launch.job import Job, JobFolder, find_run, folders
 from llmjp_train.launch.schedulers import GridEngine, Pbs, Processes, Slurm, call, scheduler
 
@@ -53,6 +54,10 @@ def submit(run_dir: Path, prepared: Path, tokenizer_folder: Path, *words: str) -
         (["--plain"], "--plain has no effect without --print"),
         (["--after", "nowhere"], "is neither a run directory nor the name of one"),
         (["nodes=2", "parallel.data=3"], "3 ranks"),
+        (["--include", "a1"], "--include a1: the run leaves no such node out; left out: none"),
+        (["--exclude", "a1,a2"], "--exclude 'a1,a2' is no name of a host"),
+        (["--exclude", "$(reboot)"], "is no name of a host"),
+        (["--exclude", "a1", "cluster=local"], "--exclude has no effect with scheduler=local"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_and_leaves_nothing(
@@ -172,6 +177,47 @@ def test_a_snapshot_holds_code_config_and_environment(
     command(fake, "squeue", "echo '42|PENDING|Dependency|'")
     assert submit(run_dir, prepared, tokenizer_folder) == exit_codes.BAD_INPUT
     assert "job 42 of" in capsys.readouterr().err
+
+
+def test_nodes_are_left_out_until_they_are_taken_back(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    command(fake, "sbatch", "echo 5")
+    command(fake, "squeue", "echo '5|COMPLETED|None|'")
+
+    def line() -> list[str]:
+        script = folders(run_dir)[-1].path / "job.sh"
+        return [one for one in script.read_text().splitlines() if "--exclude" in one]
+
+    assert submit(run_dir, prepared, tokenizer_folder) == exit_codes.OK
+    assert line() == []
+    leave_out(run_dir, "a1", "GPU 3 must be reset", "0001")
+    assert submit(run_dir, prepared, tokenizer_folder, "--exclude", "a2") == exit_codes.OK
+    assert line() == ["#SBATCH --exclude=a1,a2"]
+    capsys.readouterr()
+    assert cli.main(["status", str(run_dir)]) == exit_codes.OK
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a1 (GPU 3 must be reset)" in told
+    assert "a2 (left out by a person)" in told
+    assert submit(run_dir, prepared, tokenizer_folder, "--print", "--include", "a1") == exit_codes.OK
+    assert "#SBATCH --exclude=a2\n" in capsys.readouterr().out
+    assert list(left_out(run_dir)) == ["a1", "a2"], "looking changes nothing"
+    assert submit(run_dir, prepared, tokenizer_folder, "--include", "a1", "--include", "a2") == exit_codes.OK
+    assert line() == []
+    assert left_out(run_dir) == {}
+
+
+def test_too_few_hosts_without_those_left_out_is_told(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    leave_out(run_dir, "a1", "no space", "0001")
+    hosts = ("cluster.scheduler=hosts", "cluster.launcher=ssh", "cluster.hosts=[a1,a2]", "nodes=2")
+    assert submit(run_dir, prepared, tokenizer_folder, *hosts) == exit_codes.BAD_INPUT
+    said = "cluster.hosts names 1 hosts without those left out (a1; --include HOST takes one back), the layout needs 2"
+    assert said in capsys.readouterr().err
 
 
 def test_ids_and_commands_of_each_scheduler() -> None:

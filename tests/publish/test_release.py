@@ -15,7 +15,7 @@ from llmjp_train import cli, exit_codes
 from llmjp_train.checkpoint.listing import choose
 from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.errors import UserError
-from llmjp_train.publish.redact import Redaction
+from llmjp_train.publish.redact import Redaction, redaction
 from llmjp_train.publish.release import Wanted, release
 from llmjp_train.publish.release_folder import additions, with_additions, without_additions, write_sums
 from llmjp_train.publish.verification import check_arithmetic, check_hashes, check_items
@@ -323,6 +323,14 @@ def test_no_name_or_secret_is_told(released: Path, trained: Path, tmp_path: Path
     assert "ECC error on <host-" in (released / "record" / "incidents.jsonl").read_text(encoding="utf-8")
     kept = release(trained, choose(trained), tmp_path / "kept", Wanted(keep_names=True)).folder
     assert "gpu-node-017" in (kept / "record" / "incidents.jsonl").read_text(encoding="utf-8")
+
+
+def test_hosts_of_a_preflight_are_replaced(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.event("preflight", nodes={"gpu-a012": {"seconds": 1}}, warnings=["node gpu-a012 is slow"])
+    (event,) = redaction(record).value(record.read_events())
+    assert "gpu-a012" not in json.dumps(event)
+    assert len(event["nodes"]) == 1
 
 
 def test_rules_of_redaction(monkeypatch: pytest.MonkeyPatch) -> None:

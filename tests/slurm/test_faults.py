@@ -17,6 +17,7 @@ LLMJP = (sys.executable, "-m", "llmjp_train.cli")
 NODES = ("cluster=dev-slurm", "cluster.devices_per_node=1", "nodes=2", "cluster.hang_seconds=8")
 SIZES = ("schedule.length=400", "evaluation.validation_every=null", "checkpoint.every_steps=20")
 """Longer than a test takes to see its first rows and to hurt it, on a fast machine too."""
+SHORT = ("schedule.length=20", *SIZES[1:])
 
 
 def rows(run_dir: Path) -> int:
@@ -88,6 +89,52 @@ def test_a_lost_node_is_left_and_the_run_goes_on_elsewhere(
     assert len({json.dumps(row) for row in folder.history() if row["kind"] == "begin"}) >= 2
     assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder)
     slurm.daemon("start", node)
+
+
+@pytest.fixture(scope="module")
+def calm_short(
+    tmp_path_factory: pytest.TempPathFactory, prepared: Path, tokenizer_folder: Path
+) -> list[tuple[int, float, float]]:
+    """Of an undisturbed short run."""
+    run_dir = tmp_path_factory.mktemp("calm") / "run"
+    train(2, small_run(run_dir, prepared, tokenizer_folder, *SHORT))
+    return losses(run_dir)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("words", [("--requeue",), ("--chain", "2")], ids=["requeue", "chain"])
+def test_a_bad_node_is_named_and_the_run_begins_elsewhere(
+    words: tuple[str, ...], slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path,
+    calm_short: list[tuple[int, float, float]],
+) -> None:  # fmt: skip
+    """The second of three nodes finds the file system full: what it writes there goes to /dev/full."""
+    run_dir = tmp_path / "bad"
+    run_dir.mkdir()
+    bad = "127.0.0.2"
+    (run_dir / f".preflight-{bad}").symlink_to("/dev/full")
+    overrides = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SHORT)
+    slurm.run(*LLMJP, "submit", *words, *overrides, cwd=tmp_path)
+    found = folders(run_dir)
+    assert slurm.wait_job(found[-1].scheduler_id, seconds=200) == "COMPLETED"
+
+    (incident,) = events(run_dir, "incident")
+    assert (incident["what"], incident["node"], incident["lost_steps"]) == ("bad_node", bad, 0)
+    assert incident["evidence"] == f"cannot write in {run_dir}: No space left on device"
+    assert incident["action"] == ("requeue" if len(found) == 1 else "next")
+    (row,) = (json.loads(line) for line in (run_dir / "bad-nodes.jsonl").read_text().splitlines())
+    assert (row["host"], row["job"], row["left_out"]) == (bad, "0001", True)
+    assert f"bad node {bad}: cannot write" in found[0].log.read_text()
+    job = slurm.job(found[-1].scheduler_id)
+    assert (job["NodeList"], job["ExcNodeList"]) == ("127.0.0.[1,3]", bad)
+    status = json.loads(slurm.run(*LLMJP, "status", run_dir, "--json"))[0]
+    assert list(status["left_out"]) == [bad]
+
+    (preflight,) = events(run_dir, "preflight")
+    assert sorted(preflight["nodes"]) == ["127.0.0.1", "127.0.0.3"]
+    assert len(preflight["links_gbs"]["network"]) == 2
+    assert preflight["seconds"] < 20, "1 s on a quiet machine"
+    assert losses(run_dir) == calm_short
 
 
 @pytest.mark.full

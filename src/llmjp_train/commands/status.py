@@ -78,6 +78,8 @@ def _show(found: "list[Status]", *, clear: bool) -> None:
     for one in found:
         if one.last_incident:
             console.print(Text(f"last incident of {one.run}: {one.last_incident}"))
+        for host, why in one.left_out.items():
+            console.print(Text(f"left out of {one.run}: {host} ({why})"))
 
 
 def _cells(one: "Status") -> list[str]:

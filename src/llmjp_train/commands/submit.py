@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="submit although the plan says that memory does not suffice"
     )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="HOST", help="leave a node out from now on"
+    )
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="HOST", help="use a node again that was left out"
+    )
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -56,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.launch.submit import Asked
 
     asked = Asked(
-        chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget
-    )
+        chain=args.chain, after=args.after, requeue=args.requeue, bare=args.bare, budget_hours=args.budget,
+        exclude=tuple(args.exclude), include=tuple(args.include),
+    )  # fmt: skip
     if args.multirun:
         return _sweep(args, asked)
     config = configuration(args)
@@ -84,7 +91,11 @@ def _sweep(args: argparse.Namespace, asked: "Asked") -> int:
     from llmjp_train.config.sweep import sweep_runs
     from llmjp_train.launch.submit import submit_sweep
 
-    for flag, given in (("RUN", args.run), ("--print", args.print), ("--chain", args.chain > 1)):
+    refused = {
+        "RUN": args.run, "--print": args.print, "--chain": args.chain > 1, "--exclude": args.exclude,
+        "--include": args.include,
+    }  # fmt: skip
+    for flag, given in refused.items():
         if given:
             raise UserError(f"-m does not go with {flag}: each run of a sweep is one job of its own")
 

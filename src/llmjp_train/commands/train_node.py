@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmjp_train import exit_codes
 from llmjp_train.errors import UserError
@@ -22,6 +22,7 @@ from llmjp_train.parallel.world import node_place
 if TYPE_CHECKING:
     from llmjp_train.config.machine import ClusterConfig
     from llmjp_train.config.root import TrainConfig
+    from llmjp_train.launch.judging import Needs
 
 _BEFORE_FORK = (
     "llmjp_train.engine.deepspeed_setup",
@@ -37,8 +38,14 @@ def main() -> int:
     # Until the ranks run there is nothing to save: a request to end ends this process.
     folder = JobFolder(Path(sys.argv[1]).resolve())
     node, nodes = node_place()
+    from llmjp_train.launch.meeting import BadNodesError
+
     try:
         return _supervise(folder, folder.read(), node, nodes)
+    except BadNodesError as error:
+        if node == 0:
+            _tell_bad(folder, error.bad)
+        return exit_codes.FAILED
     except UserError as error:
         if node == 0:
             print(f"llmjp: {error}", file=sys.stderr, flush=True)
@@ -48,7 +55,7 @@ def main() -> int:
 def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
     from llmjp_train.config.compose import load_config
     from llmjp_train.launch.heartbeat import HangWatch
-    from llmjp_train.launch.meeting import hello, meet
+    from llmjp_train.launch.meeting import hello, measured_hello, meet
     from llmjp_train.launch.supervisor import Supervisor
 
     if nodes != job.nodes:
@@ -56,19 +63,33 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
             f"the job has {job.nodes} nodes, but {nodes} processes were started: start one on each node"
         )
     config = load_config(folder.path / "config.yaml")
-    attempt = folder.path / f"attempt-{os.environ['LLMJP_ATTEMPT']}"
+    attempt = _attempt(folder)
     attempt.mkdir(exist_ok=True)
     os.environ.update(host_variables(config.cluster, nodes))
     data = [source.path for source in config.data.sources.values() if source.path not in ("", "???")]
-    meeting = meet(attempt, node, nodes, hello(folder.path, data), config.cluster.interface, _MEETING_SECONDS)
+    preflight = config.cluster.preflight
+    if preflight:
+        cuda = config.cluster.device.name == "cuda"
+        mine = measured_hello(folder.path, data, folder.run_dir, cuda=cuda)
+    else:
+        mine = hello(folder.path, data)
+    asked = needs(config, job) if preflight else None
+    meeting = meet(attempt, node, nodes, mine, config.cluster.interface, _MEETING_SECONDS, asked)
     if node == 0:
         for warning in meeting.warnings:
             print(f"warning: {warning}", flush=True)
+    told = None
+    if preflight:
+        told = {
+            "ranks_per_node": job.ranks_per_node,
+            "nodes": meeting.figures,
+            "warnings": list(meeting.warnings),
+        }
     _import()
     result = Supervisor(
         attempt,
         folder.path / f"node-{node:04d}.txt",
-        lambda: _rank(config, job),
+        lambda: _rank(config, job, told),
         node=node,
         local=job.ranks_per_node,
         size=job.ranks,
@@ -82,6 +103,36 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
     return result.code
 
 
+def _attempt(folder: JobFolder) -> Path:
+    """What all nodes leave of this attempt."""
+    return folder.path / f"attempt-{os.environ['LLMJP_ATTEMPT']}"
+
+
+def _tell_bad(folder: JobFolder, bad: dict[str, str]) -> None:
+    """Say which nodes were found to be bad, to people and to the arbiter, which has them left out."""
+    from llmjp_train.launch.supervisor import Result
+
+    for host, why in bad.items():
+        print(f"llmjp: bad node {host}: {why}", file=sys.stderr, flush=True)
+    host, why = next(iter(bad.items()))
+    reason = why if len(bad) == 1 else f"{why} (and {len(bad) - 1} more bad nodes)"
+    Result(exit_codes.FAILED, reason, "bad_node", host=host, bad=bad).write(_attempt(folder), 0)
+
+
+def needs(config: "TrainConfig", job: Job) -> "Needs":
+    """What a run asks of each of its nodes."""
+    from llmjp_train.config.derive import derived
+    from llmjp_train.config.machine import Device, known
+    from llmjp_train.launch.judging import Needs
+
+    return Needs(
+        devices=job.ranks_per_node,
+        cuda=config.cluster.device is Device.cuda,
+        memory_gib=known(config.cluster.device_memory_gib),
+        checkpoint_bytes=derived(config).checkpoint_bytes,
+    )
+
+
 def _import() -> None:
     """What every rank needs, once a node; a rank then starts in milliseconds."""
     for name in _BEFORE_FORK:
@@ -90,7 +141,7 @@ def _import() -> None:
     gc.freeze()
 
 
-def _rank(config: "TrainConfig", job: Job) -> int:
+def _rank(config: "TrainConfig", job: Job, preflight: dict[str, Any] | None) -> int:
     """A forked rank."""
     from llmjp_train.commands.train_rank import train_rank
     from llmjp_train.train.stops import Stops
@@ -102,7 +153,7 @@ def _rank(config: "TrainConfig", job: Job) -> int:
     share = cores[local * len(cores) // job.ranks_per_node : (local + 1) * len(cores) // job.ranks_per_node]
     os.environ["LLMJP_CORES"] = ",".join(map(str, share or cores))
     try:
-        return train_rank(config, stops)
+        return train_rank(config, stops, preflight=preflight)
     except UserError as error:
         print(f"llmjp train: {error}", file=sys.stderr)
         return exit_codes.BAD_INPUT

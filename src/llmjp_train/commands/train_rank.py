@@ -5,6 +5,7 @@ Also `python -m llmjp_train.commands.train_rank CONFIG`, which is how ranks on o
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ def main() -> int:
         return exit_codes.INTERRUPTED
 
 
-def train_rank(config: TrainConfig, stops: Stops, *, takeover: bool = False) -> int:
-    """Train as the rank that the launcher says this is; the exit code."""
+def train_rank(
+    config: TrainConfig, stops: Stops, *, takeover: bool = False, preflight: dict[str, Any] | None = None
+) -> int:
+    """Train as the rank that the launcher says this is; the exit code.
+
+    Args:
+        preflight: ``ranks_per_node``, ``nodes`` (what they measured of themselves) and ``warnings``, to be
+            recorded with what the ranks measure of their links; none: nothing is measured.
+    """
     from llmjp_train.launch.local import pin
     from llmjp_train.parallel.world import world
 
@@ -50,12 +58,37 @@ def train_rank(config: TrainConfig, stops: Stops, *, takeover: bool = False) -> 
         )
     layout = layouts.start(config.parallel, world(), cuda=cuda)
     try:
-        return _with_lease(config, stops, layout, takeover)
+        measured = None if preflight is None else _preflight(config, layout, preflight)
+        return _with_lease(config, stops, layout, takeover, measured)
     finally:
         layouts.stop()
 
 
-def _with_lease(config: TrainConfig, stops: Stops, layout: Any, takeover: bool) -> int:
+def _preflight(config: TrainConfig, layout: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """The event of a preflight: figures of the nodes and of the links between ranks; warns of slow ones."""
+    from llmjp_train.config.machine import known
+    from llmjp_train.launch.judging import slow_links
+    from llmjp_train.parallel.links import measure_links
+
+    began, cluster = time.monotonic(), config.cluster
+    links = measure_links(layout, told["ranks_per_node"])
+    link, network = known(cluster.node_link_gbs), known(cluster.network_gbs)
+    slow = slow_links(links, told["ranks_per_node"], node_link_gbs=link, network_gbs=network)
+    if layout.leader:
+        for warning in slow:
+            print(f"warning: {warning}", flush=True)
+    slowest = max(one.get("seconds", 0.0) for one in told["nodes"].values())
+    return {
+        "seconds": round(slowest + time.monotonic() - began, 2),
+        "nodes": told["nodes"],
+        "links_gbs": links,
+        "warnings": [*told["warnings"], *slow],
+    }
+
+
+def _with_lease(
+    config: TrainConfig, stops: Stops, layout: Any, takeover: bool, preflight: dict[str, Any] | None
+) -> int:
     """The leader takes the run directory; the others hear whether it could. Nothing is written there before."""
     from llmjp_train.runlog.lease import Lease, LeaseLostError
     from llmjp_train.runlog.record import RunRecord
@@ -74,7 +107,7 @@ def _with_lease(config: TrainConfig, stops: Stops, layout: Any, takeover: bool) 
         return exit_codes.BAD_INPUT
     stops.watch(record.path if layout.leader else None, config.time_limit)
     try:
-        return _run(config, stops, layout, record, lease, epoch)
+        return _run(config, stops, layout, record, lease, epoch, preflight)
     except LeaseLostError as error:
         print(f"llmjp train: {error}", file=sys.stderr, flush=True)
         return exit_codes.FAILED
@@ -83,13 +116,23 @@ def _with_lease(config: TrainConfig, stops: Stops, layout: Any, takeover: bool) 
             lease.release()
 
 
-def _run(config: TrainConfig, stops: Stops, layout: Any, record: Any, lease: Any, epoch: int) -> int:
+def _run(
+    config: TrainConfig,
+    stops: Stops,
+    layout: Any,
+    record: Any,
+    lease: Any,
+    epoch: int,
+    preflight: dict[str, Any] | None,
+) -> int:
     from llmjp_train.runlog.lease import LeaseLostError
     from llmjp_train.train.loop import train
     from llmjp_train.train.run import Outcome
     from llmjp_train.train.setup import hooks, prepare_run
 
     run = prepare_run(config, layout, record, stops, lease, epoch)
+    if preflight is not None and layout.leader:
+        record.event("preflight", step=run.step, **preflight)
     evaluation = _in_loop_evaluation(run) if config.evaluation.every else None
     try:
         outcome = train(run, hooks(run, evaluation))

@@ -3,7 +3,8 @@
 `python -m llmjp_train.launch.arbiter begin JOB` prints a name for the attempt that begins; exit code 3: there
 is nothing to do any more. `... end JOB CODE SIGNAL` says what an attempt's end meant: 10 start the ranks
 again, 11 queue the job again, else the job's exit code. SIGNAL: those that the job got, in order, e.g. "USR1 TERM".
-Called by the job's script on its first node.
+`... excluded JOB` prints the nodes that a job which is queued again must leave out. Called by the job's script on its
+first node.
 """
 
 import json
@@ -21,7 +22,9 @@ from llmjp_train.checkpoint.listing import committed
 from llmjp_train.config.compose import load_config
 from llmjp_train.config.derive import derived
 from llmjp_train.errors import UserError
+from llmjp_train.launch.bad_nodes import excluded, leave_out, left_out
 from llmjp_train.launch.job import Job, JobFolder, folders
+from llmjp_train.launch.schedulers import scheduler
 from llmjp_train.runlog.lease import STALE_SECONDS, read_epochs
 from llmjp_train.runlog.reading import holder_age
 from llmjp_train.runlog.record import RunRecord
@@ -169,6 +172,8 @@ def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: 
     ]
     in_a_row = _without_progress(before, saved)
     kind = evidence.get("kind") or "crash"
+    if kind == "bad_node":
+        return _bad_node(folder, job, record, evidence, again=in_a_row < job.max_restarts)
     if kind == "rank_died" and evidence.get("own_error") and len(same) >= 1:
         reason = f"the same fault at step {step} twice, so it is deterministic: {what}"
     elif in_a_row >= job.max_restarts:
@@ -178,6 +183,41 @@ def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: 
         return Verdict(AGAIN, "restart", what)
     _incident(folder, record, kind, evidence, "halt")
     return Verdict(exit_codes.FAILED, "halt", reason)
+
+
+def _bad_node(
+    folder: JobFolder, job: Job, record: RunRecord, evidence: dict[str, Any], *, again: bool
+) -> Verdict:
+    """Leave the nodes out of what comes next: a job cannot change its nodes while it has them."""
+    bad: dict[str, str] = evidence["bad"]
+    elsewhere = again and job.scheduler != "local"
+    verdict = Verdict(exit_codes.FAILED, "halt", f"bad node {', '.join(bad)}: {evidence['reason']}")
+    if elsewhere and job.requeue:
+        verdict = Verdict(REQUEUE, "requeue", verdict.reason)
+    elif elsewhere:
+        verdict = Verdict(exit_codes.FAILED, "next", verdict.reason)
+    for host, why in bad.items():
+        if job.scheduler != "local":  # where there is no other node
+            leave_out(folder.run_dir, host, why, folder.path.name)
+        _incident(folder, record, "bad_node", {**evidence, "host": host, "reason": why}, verdict.action)
+    waiting = [
+        one for one in folders(folder.run_dir)
+        if one.path.name > folder.path.name and one.scheduler_id and not one.history()
+    ]  # fmt: skip
+    try:
+        for one in waiting:
+            scheduler(job.scheduler).exclude(one.scheduler_id, _excluded(one))
+    except UserError as error:
+        # It goes on all the same: should the next job get the node again, it will find it bad again.
+        print(
+            f"warning: the jobs that wait could not be told to leave {', '.join(bad)} out: {error}",
+            flush=True,
+        )
+    return verdict
+
+
+def _excluded(folder: JobFolder) -> list[str]:
+    return excluded(load_config(folder.path / "config.yaml").cluster, left_out(folder.run_dir))
 
 
 def _incident(folder: JobFolder, record: RunRecord, kind: str, evidence: dict[str, Any], action: str) -> None:
@@ -240,6 +280,9 @@ def main() -> int:
     try:
         if words[0] == "begin":
             return _begin(folder)
+        if words[0] == "excluded":
+            print(",".join(_excluded(folder)))
+            return exit_codes.OK
         verdict = end(
             folder, os.environ.get("LLMJP_ATTEMPT", ""), int(words[2]), words[3] if len(words) > 3 else ""
         )

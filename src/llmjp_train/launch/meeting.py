@@ -1,17 +1,17 @@
 """How the nodes of an attempt find each other: files in the job's folder, which every node sees.
 
-Each node says hello with what it runs; the first one compares, and answers with the address and port where
-the ranks meet, or with why they must not.
+Each node says hello with what it runs and what it measured of itself; the first one compares and judges, and
+answers with the address and port where the ranks meet, or with why they must not.
 """
 
 import json
 import os
 import resource
-import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 
 from llmjp_train.errors import UserError
+from llmjp_train.launch.judging import Judgement, Needs, judge
+from llmjp_train.launch.probe import node_name, output_of, probe
 from llmjp_train.launch.snapshot import fingerprint
 
 COMPARED = ("code", "config", "data", "python", "torch", "deepspeed")
@@ -35,12 +37,23 @@ class Meeting:
     address: str
     port: int
     warnings: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What each node measured of itself, by its name."""
 
 
-def hello(job: Path, data: list[str]) -> dict[str, Any]:
-    """What this node runs."""
+class BadNodesError(UserError):
+    """Nodes that must be left out; the others are told the same."""
+
+    def __init__(self, bad: dict[str, str]) -> None:
+        super().__init__("; ".join(f"bad node {host}: {why}" for host, why in bad.items()))
+        self.bad = bad
+        """Why, by the node's name."""
+
+
+def hello(job: Path, data: list[str], figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What this node runs, and the figures of its `probe`."""
     return {
-        "host": socket.gethostname(),
+        "host": node_name(),
         "code": fingerprint(job / "code") if (job / "code").is_dir() else "",
         "config": (job / "config.yaml").read_text(encoding="utf-8"),
         "data": _sizes(data),
@@ -50,23 +63,40 @@ def hello(job: Path, data: list[str]) -> dict[str, Any]:
         "open_files": raise_open_files(),
         "memory_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "skew_s": _skew(job),
+        "probe": figures or {},
     }
 
 
+def measured_hello(job: Path, data: list[str], run_dir: Path, *, cuda: bool) -> dict[str, Any]:
+    """`hello` with this node's figures; where it cannot even do that, its name and ``error``."""
+    try:
+        return hello(job, data, probe(run_dir, cuda=cuda))
+    except Exception as error:
+        traceback.print_exc()
+        return {"host": node_name(), "error": f"{type(error).__name__}: {error}"}
+
+
 def meet(
-    folder: Path, node: int, nodes: int, mine: dict[str, Any], interface: str, seconds: float
+    folder: Path,
+    node: int,
+    nodes: int,
+    mine: dict[str, Any],
+    interface: str,
+    seconds: float,
+    needs: Needs | None = None,
 ) -> Meeting:
     """Say hello as ``node`` of ``nodes`` in an attempt's folder and hear where the ranks meet.
 
     Raises:
-        UserError: nodes differ in code, configuration, data or versions; one did not come in time; or the
-            interface has no address.
+        BadNodesError: nodes that cannot do what ``needs`` asks, by their own figures.
+        UserError: nodes differ in code, configuration, data or versions; one did not come in time; all of them
+            lack something; or the interface has no address.
     """
     _put(folder / f"hello-{node:04d}.json", mine)
     end = time.monotonic() + seconds
     answer = folder / "meeting.json"
     if node == 0:
-        _put(answer, _answer(folder, nodes, interface, end))
+        _put(answer, _answer(folder, nodes, interface, end, needs))
     while (value := _get(answer)) is None:
         if time.monotonic() > end + 30:
             raise UserError(
@@ -75,10 +105,12 @@ def meet(
         time.sleep(0.05)
     if "refused" in value:
         raise UserError(str(value["refused"]))
-    return Meeting(value["address"], value["port"], tuple(value["warnings"]))
+    if "bad" in value:
+        raise BadNodesError(value["bad"])
+    return Meeting(value["address"], value["port"], tuple(value["warnings"]), value["figures"])
 
 
-def _answer(folder: Path, nodes: int, interface: str, end: float) -> dict[str, Any]:
+def _answer(folder: Path, nodes: int, interface: str, end: float, needs: Needs | None) -> dict[str, Any]:
     found: dict[int, dict[str, Any]] = {}
     while len(found) < nodes:
         for node in set(range(nodes)) - set(found):
@@ -86,19 +118,57 @@ def _answer(folder: Path, nodes: int, interface: str, end: float) -> dict[str, A
             if value is not None:
                 found[node] = value
         if len(found) < nodes and time.monotonic() > end:
-            missing = ", ".join(str(node) for node in sorted(set(range(nodes)) - set(found)))
-            return {
-                "refused": f"no sign of node {missing} of {nodes}: look whether it is up and sees {folder}"
-            }
+            return _silent(folder, nodes, found)
         time.sleep(0.02)
+    broken = {value["host"]: value["error"] for value in found.values() if "error" in value}
+    if broken and 2 * len(broken) <= nodes:
+        return {"bad": broken}
+    if broken:  # so many that it is hardly theirs
+        host, why = next(iter(broken.items()))
+        return {"refused": f"{len(broken)} of {nodes} nodes could not begin, {host} among them: {why}"}
     refused = disagreement(found)
     if refused:
         return {"refused": refused}
+    judged = judge(found, needs) if needs else Judgement()
+    if judged.bad:
+        return {"bad": judged.bad}
+    if judged.refused:
+        return {"refused": judged.refused}
     try:
         address = address_of(interface)
     except UserError as error:
         return {"refused": str(error)}
-    return {"address": address, "port": free_port(address), "warnings": oddities(found)}
+    return {
+        "address": address,
+        "port": free_port(address),
+        "warnings": [*oddities(found), *judged.warnings],
+        "figures": {value["host"]: value["probe"] for value in found.values()},
+    }
+
+
+def _silent(folder: Path, nodes: int, found: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The answer when nodes gave no sign in time: they are bad where their names are known and most others came."""
+    missing = sorted(set(range(nodes)) - set(found))
+    names = hosts_of(folder, {node: value["host"] for node, value in found.items()}, nodes)
+    if names and 2 * len(missing) <= nodes:
+        return {"bad": {names[node]: "it gave no sign when the job began" for node in missing}}
+    said = ", ".join(str(node) for node in missing)
+    return {"refused": f"no sign of node {said} of {nodes}: look whether it is up and sees {folder}"}
+
+
+def hosts_of(attempt: Path, known: dict[int, str], nodes: int) -> list[str]:
+    """Names of a job's nodes in their order, by its launcher's file or Slurm; empty where they are not sure.
+
+    Args:
+        known: names of those that came, with which the others must be in line.
+    """
+    file = attempt.parent / attempt.name.replace("attempt-", "hosts-")
+    if file.is_file():
+        names = file.read_text(encoding="utf-8").split()
+    else:
+        names = output_of("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+    alike = len(names) == nodes and all(names[node] == name for node, name in known.items())
+    return names if alike else []
 
 
 def disagreement(found: dict[int, dict[str, Any]]) -> str:
@@ -168,11 +238,6 @@ def raise_open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return -1 if soft == resource.RLIM_INFINITY else soft
-
-
-def space_gb(folder: Path) -> float:
-    """Free space where ``folder`` lies."""
-    return shutil.disk_usage(folder).free / 1e9
 
 
 def _sizes(prefixes: list[str]) -> dict[str, int]:

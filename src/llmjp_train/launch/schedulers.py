@@ -41,6 +41,9 @@ class SchedulerApi(Protocol):
     def cancel(self, ids: Sequence[str]) -> None:
         """End jobs now, pending or running."""
 
+    def exclude(self, identity: str, hosts: Sequence[str]) -> None:
+        """Let a job that waits leave out these hosts and no others; nothing where the scheduler cannot."""
+
 
 def scheduler(name: str) -> SchedulerApi:
     """The interface to a scheduler by its name in a cluster's file."""
@@ -131,6 +134,10 @@ class Slurm:
         if ids:
             call(["scancel", *ids])
 
+    def exclude(self, identity: str, hosts: Sequence[str]) -> None:
+        """scontrol update, which takes it of a pending job alone."""
+        call(["scontrol", "update", f"jobid={identity}", f"excnodelist={','.join(hosts)}"])
+
 
 def _slurm_state(state: str, reason: str, nodes: str) -> tuple[str, str]:
     if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED", "CONFIGURING"):
@@ -179,6 +186,9 @@ class Pbs:
         for one in ids:
             call(["qdel", one], allow=(0, 35))
 
+    def exclude(self, identity: str, hosts: Sequence[str]) -> None:
+        """PBS has no word for it."""
+
 
 class GridEngine:
     """Grid Engine (ABCI 2.0, TSUBAME 4.0). Not run for real by the tests: docs/clusters.md."""
@@ -209,6 +219,9 @@ class GridEngine:
         if ids:
             call(["qdel", *ids], allow=(0, 1))
 
+    def exclude(self, identity: str, hosts: Sequence[str]) -> None:
+        """Not for a job that waits: qalter would replace all that was asked for with -l."""
+
 
 class Processes:
     """No scheduler: a process of this machine, known by its id and when it began."""
@@ -236,6 +249,9 @@ class Processes:
         for one in ids:
             if alive(one):
                 os.killpg(int(one.split("-")[0]), signal.SIGTERM)
+
+    def exclude(self, identity: str, hosts: Sequence[str]) -> None:
+        """The script names its hosts."""
 
 
 def began(pid: int) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from llmjp_train.config.machine import ClusterConfig, Container
+from llmjp_train.config.machine import ClusterConfig, Container, Scheduler
 from llmjp_train.errors import UserError
+from llmjp_train.launch.bad_nodes import excluded
 from llmjp_train.launch.job import Job
 from llmjp_train.resources import resource
 
@@ -69,7 +70,8 @@ def render(job: Job, cluster: ClusterConfig, **values: Any) -> str:
 
     Args:
         values: ``folder`` (the job's), ``python``, ``cwd``; or ``prepare``, the words of `llmjp submit
-            --prepare`, for a script that makes its folder itself when it starts.
+            --prepare`, for a script that makes its folder itself when it starts; ``left_out``, nodes that the
+            job must not get.
     """
     roots = {str(resource(name).parent) for name in {path.split("/")[0] for path in TEMPLATES.values()}}
     env = Environment(
@@ -77,10 +79,13 @@ def render(job: Job, cluster: ClusterConfig, **values: Any) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     env.filters.update(q=quoted, qs=words, d=directive)
+    left_out = values.pop("left_out", ())
     template = env.get_template(TEMPLATES[job.scheduler])
     return template.render(
         job=job,
         cluster=cluster,
+        excluded=_excluded(cluster, left_out),
+        hosts=[host for host in cluster.hosts if host not in left_out],
         options=[shlex.split(option) for option in cluster.options],
         wall=wall_time(job.minutes) if job.minutes else None,
         container=_container(cluster),
@@ -88,6 +93,14 @@ def render(job: Job, cluster: ClusterConfig, **values: Any) -> str:
         exported=_exported(job, cluster),
         **{"folder": None, "prepare": None, "python": "python3", "cwd": None, **values},
     )
+
+
+def _excluded(cluster: ClusterConfig, left_out: Iterable[str]) -> Word | None:
+    """The nodes to be left out, as the scheduler's line names them."""
+    hosts = [directive(host) for host in excluded(cluster, left_out)]
+    if cluster.scheduler is Scheduler.grid_engine:
+        return Word("&".join(f"!{host}" for host in hosts)) if hosts else None
+    return Word(",".join(hosts)) if hosts else None
 
 
 def wall_time(minutes: int) -> str:

@@ -1,11 +1,12 @@
 """One table of runs and their jobs: what the scheduler says, and what the run directory says."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llmjp_train.errors import UserError
+from llmjp_train.launch.bad_nodes import left_out
 from llmjp_train.launch.job import Job, JobFolder, folders
 from llmjp_train.launch.schedulers import JobState, scheduler
 from llmjp_train.runlog.reading import Summary, is_incident, open_run, summary
@@ -33,6 +34,8 @@ class Status:
     last_incident: str
     jobs: list[dict[str, Any]]
     """Jobs of the run that have not ended: id, state, detail, folder."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Nodes that its next job does not get, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -64,6 +67,7 @@ def status(run_dir: Path) -> Status:
         next_save_step=_next_save(run_dir, found),
         last_incident=_incident(incidents[-1]) if incidents else "",
         jobs=jobs,
+        left_out=left_out(run_dir),
     )
 
 
@@ -93,8 +97,9 @@ def _unstarted(run_dir: Path, jobs: list[dict[str, Any]]) -> Status:
     state = "queued" if any(job["state"] == "pending" for job in jobs) else "starting" if jobs else "failed"
     why = jobs[0]["detail"] if jobs else f"no job of it took a step: see {run_dir}/jobs/*/log.txt"
     return Status(
-        str(run_dir), state, why, 0, None, None, None, None, None, _job_left(run_dir), None, "", jobs
-    )
+        str(run_dir), state, why, 0, None, None, None, None, None, _job_left(run_dir), None, "", jobs,
+        left_out(run_dir),
+    )  # fmt: skip
 
 
 def _state(found: Summary, jobs: list[dict[str, Any]]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """From a checked configuration to jobs in the queue: folders, snapshots, scripts, commands."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -16,6 +17,7 @@ from llmjp_train.config.machine import ClusterConfig, Container, Scheduler
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.errors import UserError
 from llmjp_train.launch import snapshot
+from llmjp_train.launch.bad_nodes import leave_out, left_out, take_back
 from llmjp_train.launch.clusters import lacks
 from llmjp_train.launch.job import Job, JobFolder, find_run, folders, job_name, new_folder, now
 from llmjp_train.launch.schedulers import SchedulerApi, scheduler, submit
@@ -23,6 +25,7 @@ from llmjp_train.launch.scripts import render
 
 OWN_ID = ("SLURM_JOB_ID", "PBS_JOBID", "JOB_ID")
 """Where a job's script finds its own id."""
+_HOST = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,16 @@ class Asked:
     bare: bool = False
     budget_hours: float | None = None
     after_stop: bool = False
+    exclude: tuple[str, ...] = ()
+    """Nodes to be left out from now on."""
+    include: tuple[str, ...] = ()
+    """Nodes that were left out, to be used again."""
+
+
+def nodes_left_out(config: TrainConfig, asked: Asked) -> list[str]:
+    """Nodes that the run's next job must not get."""
+    kept = [host for host in left_out(Path(config.run_dir)) if host not in asked.include]
+    return list(dict.fromkeys([*kept, *asked.exclude]))
 
 
 def problems(config: TrainConfig, asked: Asked) -> list[str]:
@@ -52,8 +65,7 @@ def problems(config: TrainConfig, asked: Asked) -> list[str]:
             f"{ranks} ranks do not fill {nodes} nodes of cluster.devices_per_node={cluster.devices_per_node}: change "
             "parallel.data or nodes"
         )
-    if cluster.scheduler is Scheduler.hosts and len(cluster.hosts) < nodes:
-        found.append(f"cluster.hosts names {len(cluster.hosts)} hosts, the layout needs {nodes}: name more")
+    found += _node_problems(config, asked, nodes)
     if cluster.scheduler is Scheduler.local and nodes > 1:
         found.append(f"cluster=local has one node, the layout needs {nodes}: choose a cluster")
     if asked.requeue and cluster.scheduler is not Scheduler.slurm:
@@ -70,6 +82,31 @@ def problems(config: TrainConfig, asked: Asked) -> list[str]:
             f"run_dir={config.run_dir} lies in none of cluster.shared={cluster.shared}, so other nodes would not see "
             "it: give run_dir=FOLDER in one of them"
         )
+    return found
+
+
+def _node_problems(config: TrainConfig, asked: Asked, nodes: int) -> list[str]:
+    """What is wrong with nodes that are named: those of the cluster's file, and those to be left out."""
+    cluster, found = config.cluster, []
+    absent = nodes_left_out(config, asked)
+    hosts = [host for host in cluster.hosts if host not in absent]
+    if cluster.scheduler is Scheduler.hosts and len(hosts) < nodes:
+        lost = [host for host in cluster.hosts if host in absent]
+        less = f" without those left out ({', '.join(lost)}; --include HOST takes one back)" if lost else ""
+        found.append(f"cluster.hosts names {len(hosts)} hosts{less}, the layout needs {nodes}: name more")
+    if asked.exclude and cluster.scheduler in (Scheduler.pbs, Scheduler.local):
+        name = cluster.scheduler.name
+        found.append(f"--exclude has no effect with scheduler={name}, which cannot leave nodes out: drop it")
+    for host in asked.exclude:
+        if not _HOST.match(host):
+            found.append(
+                f"--exclude {host!r} is no name of a host: give one host, and the option once for each"
+            )
+    known = left_out(Path(config.run_dir))
+    for host in asked.include:
+        if host not in known:
+            names = ", ".join(known) or "none"
+            found.append(f"--include {host}: the run leaves no such node out; left out: {names}")
     return found
 
 
@@ -114,7 +151,12 @@ def preview(
     number = int(taken[-1].path.name) + 1 if taken else 1
     folder = Path(config.run_dir).resolve() / "jobs" / f"{number:04d}"
     job = make_job(config, asked, number)
-    script = render(job, config.cluster, **_values(config, folder, words if plain else None))
+    script = render(
+        job,
+        config.cluster,
+        left_out=nodes_left_out(config, asked),
+        **_values(config, folder, words if plain else None),
+    )
     api = scheduler(job.scheduler)
     commands, after = [], [asked.after] if asked.after else []
     for place in range(asked.chain):
@@ -151,6 +193,12 @@ def submit_all(config: TrainConfig, asked: Asked) -> list[JobFolder]:
     after = [after_id(asked.after)] if asked.after else []
     if not after:
         refuse_busy(run_dir)
+    if asked.exclude or asked.include:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    for host in asked.include:
+        take_back(run_dir, host)
+    for host in asked.exclude:
+        leave_out(run_dir, host, "left out by a person")
     text, made = dump_config(config), list[JobFolder]()
     for place in range(1, asked.chain + 1):
         folder = new_folder(run_dir)
@@ -228,7 +276,7 @@ def _queue(api: SchedulerApi, folder: JobFolder, job: Job, config: TrainConfig, 
 
 def _script(folder: JobFolder, config: TrainConfig) -> Path:
     script = folder.path / "job.sh"
-    values = _values(config, folder.path.resolve(), None)
+    values = {"left_out": list(left_out(folder.run_dir)), **_values(config, folder.path.resolve(), None)}
     script.write_text(render(folder.read(), config.cluster, **values), encoding="utf-8")
     script.chmod(script.stat().st_mode | 0o100)
     folder.log.touch()

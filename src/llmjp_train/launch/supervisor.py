@@ -36,12 +36,19 @@ class Result:
     reason: str = ""
     """What ended it, in words; empty after an orderly end."""
     kind: str = ""
-    """rank_died, hang, peer, or empty."""
+    """rank_died, hang, peer, bad_node, or empty."""
     rank: int | None = None
     """The rank that was first."""
     host: str = ""
     codes: list[int] = field(default_factory=list)
     """Exit code of each rank of the node; minus the signal where one killed it."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Nodes that the first one found to be bad before anything was started, and why."""
+
+    def write(self, attempt: Path, node: int) -> None:
+        """Leave it in the attempt's folder for the arbiter."""
+        text = json.dumps(asdict(self), ensure_ascii=False)
+        (attempt / f"node-{node:04d}.json").write_text(text, encoding="utf-8")
 
 
 class Supervisor:
@@ -99,8 +106,7 @@ class Supervisor:
             self._output.close()
         self.result.codes = [self._codes.get(rank, -signal.SIGKILL) for rank in range(self.local)]
         self.result.code = _worst(self.result)
-        path = self.folder / f"node-{self.node:04d}.json"
-        path.write_text(json.dumps(asdict(self.result)), encoding="utf-8")
+        self.result.write(self.folder, self.node)
         return self.result
 
     def _fork(self, local_rank: int) -> None:

@@ -90,7 +90,9 @@ def _hosts(value: Any) -> set[str]:
     found: set[str] = set()
     for key, item in value.items() if isinstance(value, dict) else ():
         if key in _HOST_KEYS:
-            found |= {one for one in (item if isinstance(item, list) else [item]) if isinstance(one, str)}
+            found |= {
+                one for one in (item if isinstance(item, list | dict) else [item]) if isinstance(one, str)
+            }
         found |= _hosts(item)
     return found
 

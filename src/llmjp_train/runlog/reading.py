@@ -284,6 +284,9 @@ def describe(event: dict[str, Any]) -> str:
         return str(event["text"])
     if kind in ("fault", "save_failed", "tracker_failed"):
         return str(event.get("message", ""))
+    if kind == "preflight":
+        told = "; ".join(map(str, event.get("warnings") or [])) or "nothing odd"
+        return f"{len(event.get('nodes') or {})} nodes in {_number(event.get('seconds'), '.1f')} s: {told}"
     if kind in ("stop", "end"):
         return str(event.get("reason", ""))
     rest = {k: v for k, v in event.items() if k not in ("schema", "time", "kind", "step")}
