@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,3 +283,25 @@ def test_a_stop_between_micro_batches_drops_the_step_and_the_resumed_run_takes_i
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     whole, parts = state(tmp_path / "whole", 10), state(tmp_path / "parts", 10)
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_rank_that_waits_for_one_that_hangs_gives_up(overrides: Any, tmp_path: Path) -> None:
+    """Without a supervisor too: after the first step collectives may not take the half hour of a start."""
+
+    def hang(rank: int, config: Any) -> None:
+        from llmjp_train.train import loop
+
+        take_step = loop.take_step
+
+        def late(run: Any, *args: Any) -> Any:
+            if rank == 1 and run.step == 3:
+                time.sleep(60)
+            return take_step(run, *args)
+
+        loop.take_step = late
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?s)rank 0.*[Tt]imed out"):
+        train(2, overrides(tmp_path / "run", "cluster.collective_minutes=0.05"), inject=hang)
+    assert time.monotonic() - began < 50
+    assert len(losses(tmp_path / "run")) == 3

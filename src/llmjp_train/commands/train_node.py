@@ -66,6 +66,7 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
     attempt = _attempt(folder)
     attempt.mkdir(exist_ok=True)
     os.environ.update(host_variables(config.cluster, nodes))
+    os.environ.update(flight_recorder(config.cluster, attempt))
     data = [source.path for source in config.data.sources.values() if source.path not in ("", "???")]
     preflight = config.cluster.preflight
     if preflight:
@@ -169,6 +170,20 @@ def host_variables(cluster: "ClusterConfig", nodes: int, host: str | None = None
             if fnmatch.fnmatchcase(name, pattern):
                 return dict(variables)
     return {}
+
+
+def flight_recorder(cluster: "ClusterConfig", attempt: Path) -> dict[str, str]:
+    """What makes NCCL keep its last collectives and write them into the attempt's folder when one takes too long."""
+    from llmjp_train.config.machine import Device
+
+    wanted = {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": f"{attempt}/nccl-rank-",
+    }
+    if cluster.device is Device.cpu:
+        return {}
+    return {name: value for name, value in wanted.items() if name not in os.environ}  # a person's own count
 
 
 def _deadline(job: Job) -> float | None:

@@ -83,6 +83,7 @@ ABOVE_ZERO = (
     "data.sources.*.epochs",
     "checkpoint.every_minutes",
     "metrics.spike_sigma",
+    "cluster.collective_minutes",
     "cluster.device_memory_gib",
     "cluster.peak_tflops_bf16",
     "cluster.peak_tflops_fp32",

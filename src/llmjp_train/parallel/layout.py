@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d
 
 from llmjp_train.config.layouts import Coordinates, coordinates
 from llmjp_train.config.machine import ParallelConfig
@@ -128,6 +129,11 @@ class Layout:
         """Wait for every rank."""
         if self.size > 1:
             dist.barrier(group=self.control)
+
+    def limit_waits(self, minutes: float) -> None:
+        """Let a collective of any group of this rank, DeepSpeed's among them, fail after so long."""
+        for group in tuple(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
 
 
 def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: float = 30) -> Layout:

@@ -155,6 +155,18 @@ def _minutes(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
+class ShortWaits(Hook):
+    """What comes first may take long (communicators, compilation); after it a rank that waits is in trouble."""
+
+    def __init__(self) -> None:
+        self._limited = False
+
+    def after_step(self, run: Run, row: Row) -> None:
+        if not self._limited and run.layout.size > 1:
+            run.layout.limit_waits(run.config.cluster.collective_minutes)
+            self._limited = True
+
+
 class Changes(Hook):
     """Records where a declared change or a stage of the batch-size ramp takes effect."""
 

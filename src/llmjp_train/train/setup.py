@@ -30,6 +30,7 @@ from llmjp_train.train.hooks import (
     Health,
     Hook,
     Metrics,
+    ShortWaits,
     Validation,
 )
 from llmjp_train.train.leak_test import allowed, leaks
@@ -174,7 +175,7 @@ def hooks(run: Run, evaluate: Callable[[Run], dict[str, Any]] | None) -> list[Ho
         run.trackers = load_trackers(
             run.record.path, tensorboard=settings.tensorboard, names=settings.trackers
         )
-    found: list[Hook] = [Metrics(), Validation()]
+    found: list[Hook] = [ShortWaits(), Metrics(), Validation()]
     if evaluate is not None:
         found.append(Evaluation(evaluate))
     return [*found, Health(), Stragglers(), Changes(), Saving()]
