@@ -165,3 +165,18 @@ def living(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_nccl_keeps_its_last_collectives_unless_a_person_said_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmjp_train.commands.train_node import flight_recorder
+    from llmjp_train.config.machine import ClusterConfig, Device
+
+    assert flight_recorder(ClusterConfig(device=Device.cpu), tmp_path) == {}
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "7")
+    found = flight_recorder(ClusterConfig(device=Device.cuda), tmp_path)
+    assert found == {
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/nccl-rank-",
+    }
