@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
     from llmjp_train.publish.export import export
     from llmjp_train.publish.importing import import_folder
 
-    found: dict[str, list[tuple[float, float]]] = {"import": [], "export": []}
+    found: dict[str, list[tuple[float, float]]] = {"import": [], "export, its files alone": [], "export": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         place = Path(name)
         model = made(place)
@@ -39,12 +39,22 @@ def main(words: list[str]) -> None:
             beside = copy(run / "checkpoints", place / "copy")
             config = load_config(run / "config.yaml")
             reader = CheckpointReader(latest(run).path)
-            back = timed(lambda: export(reader, config, run / "tokenizer", out))  # noqa: B023
+            wrote: dict[str, float] = {}
+
+            def progress(what: str, done: int, total: int, wrote: dict[str, float] = wrote) -> None:
+                wrote.setdefault(what, time.perf_counter())
+                wrote[f"{what}, to the end"] = time.perf_counter()
+
+            back = timed(
+                lambda: export(reader, config, run / "tokenizer", out, progress=progress)  # noqa: B023
+            )
+            files = wrote["tensors written, to the end"] - wrote["tensors written"]
             other = copy(out, place / "copy")
             if turn:
                 found["import"].append((took, beside))
+                found["export, its files alone"].append((files, other))
                 found["export"].append((back, other))
-            sizes = size(run / "checkpoints"), size(out)
+            sizes = size(run / "checkpoints"), size(out), size(out)
             shutil.rmtree(run)
             shutil.rmtree(out)
     rows = []
