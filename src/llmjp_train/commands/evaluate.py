@@ -131,6 +131,13 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         _load_run(model, args.step, config, say) if is_run else (_load_folder(model, config, say), None)
     )
 
+    settings: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
+    if config.chat:
+        from llmjp_train.evaluate.chat import template_sha256
+
+        template = template_sha256(getattr(lm, "ours", lm.tokenizer), str(model))
+        settings |= {"chat": True, "chat_template_sha256": template}
+
     from llmjp_train.evaluate.runner import evaluate
     from llmjp_train.evaluate.table import show_results
 
@@ -153,7 +160,8 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         suite=suite,
         include=config.include,
         items_path=folder / f"{name}.items.jsonl" if folder else None,
-        settings={"dtype": config.dtype, "device": config.device},
+        settings=settings,
+        chat=config.chat,
         say=say,
     )
     written = _store(model, name, payload, args.output, is_run=is_run)

@@ -201,11 +201,14 @@ def check(task: TaskFile, loaded: Any, *, likelihood_only: bool, knows_greedy: b
         )
 
 
-def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
+def run(lm: Any, loaded: Any, limit: int | None, *, chat: bool = False) -> dict[str, Any]:
     """The harness's results of one task, with a sample for each item.
 
     Calls `evaluate` and not `simple_evaluate`: the latter seeds the process's random generators, which
     training uses, and gives ranks other than the first nothing.
+
+    Args:
+        chat: write each item in the tokenizer's chat template, its examples as earlier turns.
     """
     from lm_eval.evaluator import evaluate
 
@@ -219,6 +222,8 @@ def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
                 limit=limit,
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
             )
     except SecurityError as error:
         raise UserError(f"task {name}: a template of it tries to reach into Python: {error}") from error

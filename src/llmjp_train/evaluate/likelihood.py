@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llmjp_train.data.tokenizers import Tokenizer
 from llmjp_train.errors import UserError
+from llmjp_train.evaluate import chat
 from llmjp_train.evaluate.encoding import Encoder, Row
 
 if TYPE_CHECKING:
@@ -101,6 +102,17 @@ class RowsLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of ``string``, never with special tokens (facts T1)."""
         return self.tokenizer.encode(string)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name that the harness keeps apart prompts of different templates by."""
+        return self.tokenizer.fingerprint
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The turns in the tokenizer's template."""
+        return chat.render(self.tokenizer, chat_history, answer_follows=add_generation_prompt)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Score]:
         """Score of each (context, continuation) request."""

@@ -31,6 +31,11 @@ def check_runner(config: EvaluateConfig) -> None:
         raise UserError(f"runner={config.runner}: give {' or '.join(RUNNERS)}")
 
 
+def _bos(config: EvaluateConfig) -> bool | None:
+    """What was asked for; a chat template writes BOS itself where its model expects it."""
+    return False if config.chat and config.bos is None else config.bos
+
+
 def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) -> Any:
     """The model of a Hugging Face folder.
 
@@ -47,7 +52,7 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) 
             dtype=config.dtype,
             batch_size=config.batch_size,
             max_length=config.max_length,
-            bos=config.bos,
+            bos=_bos(config),
         )
 
     if config.runner == "harness":
@@ -61,7 +66,8 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) 
     if reason := network.why_not(longest):
         say(f"the fast runner does not fit this model: {reason}; lm-evaluation-harness's own is used")
         return harness_s_own()
-    bos = folder_bos(folder, tokenizer) if config.bos is None else config.bos
+    stated_bos = _bos(config)
+    bos = folder_bos(folder, tokenizer) if stated_bos is None else stated_bos
     return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos)
 
 

@@ -28,6 +28,7 @@ def evaluate(
     include: Sequence[str] = (),
     items_path: Path | None = None,
     settings: dict[str, Any] | None = None,
+    chat: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluate ``lm`` on the chosen tasks, one after the other.
@@ -37,6 +38,7 @@ def evaluate(
         model: name of the run or folder, for the record.
         items_path: JSONL file that gets a line for each item; none: not written.
         settings: what else the record should say of how the model was run.
+        chat: write each item in the tokenizer's chat template.
         say: told what begins.
 
     Returns:
@@ -57,7 +59,7 @@ def evaluate(
             continue
         say(f"{entry.task.name}: {_size(entry)}")
         try:
-            done[entry.task.name] = _run_task(lm, entry, list(include), lines)
+            done[entry.task.name] = _run_task(lm, entry, list(include), lines, chat)
         except MissingDataError as error:
             if not entry.optional:
                 raise
@@ -105,7 +107,9 @@ def _settings(lm: Any) -> dict[str, Any]:
     return found
 
 
-def _run_task(lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, Any]]) -> TaskResult:
+def _run_task(
+    lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, Any]], chat: bool
+) -> TaskResult:
     from llmjp_train.evaluate.likelihood import LikelihoodLM
 
     began = time.perf_counter()
@@ -119,7 +123,7 @@ def _run_task(lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, 
         likelihood_only=isinstance(lm, LikelihoodLM),
         knows_greedy=getattr(lm, "knows_greedy", True),
     )
-    found = harness.run(lm, loaded, entry.limit)
+    found = harness.run(lm, loaded, entry.limit, chat=chat)
     task, name = entry.task, entry.task.name
     samples = sorted(found["samples"][name], key=lambda sample: int(sample["doc_id"]))
     items = results.first_rule(samples)
