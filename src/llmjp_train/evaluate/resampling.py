@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ FIGURES: dict[str, Figure] = {
     "pearson": text_metrics.pearson,
     "spearman": text_metrics.spearman,
     "macro_f1": text_metrics.macro_f1,
+    **{name: partial(text_metrics.of_counts, name=name) for name in text_metrics.TRANSLATION},
 }
 """From items' values to a figure, by metric; a metric that is not here is a mean."""
 
