@@ -19,7 +19,7 @@ from llmjp_train.evaluate.encoding import Row
 from llmjp_train.evaluate.fast import FastLM
 from llmjp_train.evaluate.journal import Journal
 from llmjp_train.evaluate.network import NOTHING, Network
-from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, items_of
+from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, dealt, items_of
 from llmjp_train.evaluate.runner import evaluate
 from llmjp_train.evaluate.suites import choose
 from llmjp_train.evaluate.tasks import read_items
@@ -242,6 +242,9 @@ def test_grouping_prefix_and_batches() -> None:
     assert common_prefix([shared]) == ()
     assert batches_of([3, 9, 1, 2], 9) == [[1], [0, 3, 2]]
     assert batches_of([30], 9) == [[0]]
+    assert dealt([5, 1, 4, 2, 3], 2) == [[0, 1, 3], [2, 4]]
+    assert dealt([7], 3) == [[0], [], []]
+    assert sorted(place for part in dealt([1] * 10, 4) for place in part) == list(range(10))
 
 
 class Small:

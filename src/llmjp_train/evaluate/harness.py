@@ -230,10 +230,26 @@ def run(lm: Any, loaded: Any, limit: int | None, *, chat: bool = False) -> dict[
     return results
 
 
-def build(loaded: Any, limit: int | None) -> None:
+def build(loaded: Any, limit: int | None, **chat: Any) -> None:
     """Make the requests of a task's first items, without the harness's bar."""
     with _undisturbed(), _no_bar():
-        loaded.build_all_requests(limit=limit)
+        loaded.build_all_requests(limit=limit, **chat)
+
+
+def ask(lm: Any, loaded: Any, limit: int | None, *, chat: bool = False) -> None:
+    """Put a task's requests to the model as `run` does, and leave its scoring to the first process."""
+    turns = {
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": True,
+        "chat_template": lm.apply_chat_template,
+        "tokenizer_name": lm.tokenizer_name,
+    }
+    build(loaded, limit, **(turns if chat else {}))
+    kinds: dict[str, list[Any]] = {}
+    for instance in loaded.instances:
+        kinds.setdefault(instance.request_type, []).extend([instance] * (instance.repeats or 1))
+    for kind, requests in kinds.items():
+        getattr(lm, kind)(requests)
 
 
 @contextmanager
