@@ -106,16 +106,27 @@ def _list(config: "EvaluateConfig", *, as_json: bool) -> int:
     return exit_codes.OK
 
 
-def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -> int:
-    from llmjp_train.evaluate.suites import choice
+def _is_run(model: Path) -> bool:
+    """Whether it is a run; else it is a Hugging Face folder.
 
-    is_run = (model / "config.yaml").is_file()
-    if not is_run and not (model / "config.json").is_file():
-        if not model.exists():
-            raise UserError(f"{model} does not exist: give a run directory or a Hugging Face folder")
+    Raises:
+        UserError: it is neither.
+    """
+    if (model / "config.yaml").is_file():
+        return True
+    if not model.exists():
+        raise UserError(f"{model} does not exist: give a run directory or a Hugging Face folder")
+    if not (model / "config.json").is_file():
         raise UserError(
             f"{model} is neither a run directory (no config.yaml) nor a Hugging Face folder (no config.json)"
         )
+    return False
+
+
+def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -> int:
+    from llmjp_train.evaluate.suites import choice
+
+    is_run = _is_run(model)
     asked = choice(
         config.suite,
         config.tasks,
@@ -136,15 +147,6 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         if is_run
         else (_load_folder(model, config, say, share), None)
     )
-
-    settings: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
-    if share.ranks > 1:
-        settings["processes"] = share.ranks
-    if config.chat:
-        from llmjp_train.evaluate.chat import template_sha256
-
-        template = template_sha256(getattr(lm, "ours", lm.tokenizer), str(model))
-        settings |= {"chat": True, "chat_template_sha256": template}
 
     from llmjp_train.evaluate.runner import evaluate
     from llmjp_train.evaluate.table import show_results
@@ -168,7 +170,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         suite=suite,
         include=config.include,
         items_path=folder / f"{name}.items.jsonl" if folder else None,
-        settings=settings,
+        settings=_settings(lm, model, config, share),
         chat=config.chat,
         first=share.rank == 0,
         say=say,
@@ -193,6 +195,19 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         )
         say(f"to look at: {pages[0]}")
     return exit_codes.OK
+
+
+def _settings(lm: Any, model: Path, config: "EvaluateConfig", share: "Share") -> dict[str, Any]:
+    """What the record says of how the model was run, beside what the model says itself."""
+    found: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
+    if share.ranks > 1:
+        found["processes"] = share.ranks
+    if config.chat:
+        from llmjp_train.evaluate.chat import template_sha256
+
+        template = template_sha256(getattr(lm, "ours", lm.tokenizer), str(model))
+        found |= {"chat": True, "chat_template_sha256": template}
+    return found
 
 
 def _teller(as_json: bool) -> Any:

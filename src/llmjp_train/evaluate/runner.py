@@ -72,10 +72,7 @@ def evaluate(
     if not first:
         return {}
     if items_path is not None:
-        items_path.parent.mkdir(parents=True, exist_ok=True)
-        items_path.write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
+        _write(items_path, lines)
     groups = averages.group_averages(
         {n: g for n, g in asked.groups.items() if done.keys() >= set(g.tasks)}, done
     )
@@ -96,6 +93,11 @@ def evaluate(
         differs=asked.suite.differs,
     )
     return payload.to_dict()
+
+
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def _size(entry: Chosen) -> str:
