@@ -82,6 +82,21 @@ def test_the_harness_s_own_tasks_are_left_out_where_their_data_are_not() -> None
         harness_task("x", {"file": "no/such.yaml"})
 
 
+def test_the_harness_s_own_groups_are_found_by_their_files(tmp_path: Path) -> None:
+    found = choice("english")
+    assert {name: len(group.tasks) for name, group in found.groups.items()} == {
+        "mmlu": 57,
+        "global_mmlu_ja": 6,
+    }
+    assert {entry.group for entry in found.chosen} == {"", "mmlu", "global_mmlu_ja"}
+    assert load_suite("full").groups == load_suite("english").groups
+    anatomy = next(entry.task for entry in found.chosen if entry.task.name == "mmlu_anatomy")
+    assert (anatomy.licence, anatomy.output_type) == ("MIT", "multiple_choice")
+    (tmp_path / "mine.yaml").write_text("tasks: []\nharness: {x: {files: 'no/such_*.yaml', licence: MIT}}\n")
+    with pytest.raises(UserError, match=r"installed lm-eval has no no/such_\*"):
+        load_suite("mine", [str(tmp_path)])
+
+
 def test_without_data_every_benchmark_is_named_as_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

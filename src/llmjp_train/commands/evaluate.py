@@ -99,6 +99,7 @@ def _list(config: "EvaluateConfig", *, as_json: bool) -> int:
     rows = [describe(task) for task in known.values()]
     names = {name: suite.names for name, suite in suites.items()}
     groups = {name: group.tasks for name, group in find_groups(config.include).items()}
+    groups |= {name: tasks for suite in suites.values() for name, tasks in suite.groups.items()}
     if as_json:
         print(json.dumps({"tasks": rows, "groups": groups, "suites": names}, ensure_ascii=False, indent=2))
     else:

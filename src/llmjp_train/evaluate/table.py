@@ -156,7 +156,7 @@ def show_tasks(
     _print_whole(console, table)
     for message in dict.fromkeys(row["data"] for row in rows if row["data"].startswith("missing")):
         console.print(message.removeprefix("missing: "), highlight=False, soft_wrap=True)
-    untried = [row["task"] for row in rows if not row["tried"]]
+    untried = dict.fromkeys(member.get(row["task"], row["task"]) for row in rows if not row["tried"])
     if untried:
         console.print(
             f"not run on real data by this project: {', '.join(untried)}", highlight=False, soft_wrap=True
