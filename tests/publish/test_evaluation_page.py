@@ -132,6 +132,26 @@ def test_bars_hold_shares_alone_and_groups_once(payload: dict[str, Any]) -> None
     assert [bar["name"] for bar in found["Reading"]] == ["jsquad"]
 
 
+def test_published_scores_stand_beside_ours_with_what_differs(
+    payload: dict[str, Any], tmp_path: Path
+) -> None:
+    found = families(payload)
+    assert [other.model for other in found["Reading"][0]["published"]] == [
+        "open-calm-7b", "rinna 3.6b", "stablelm-base-alpha-7b"
+    ]  # fmt: skip
+    assert found["Own items"][0]["published"] == []
+    write_evaluation(payload, LINES, tmp_path)
+    text = (tmp_path / "index.html").read_text("utf-8")
+    assert text.count('class="ref"') == 3
+    assert "<td>jsquad.char_f1</td><td>rinna 3.6b</td>" in text
+    assert "<td>AVG</td><td>llm-jp-3-1.8b</td>" in text
+    assert "JGLUE 1.1" in text
+    payload["tasks"] = {"own_texts": payload["tasks"]["own_texts"]}
+    payload["averages"] = []
+    write_evaluation(payload, [], tmp_path)
+    assert "Published scores" not in (tmp_path / "index.html").read_text("utf-8")
+
+
 def test_samples_show_questions_where_the_licence_allows_it(payload: dict[str, Any]) -> None:
     found = samples_of(payload, LINES)
     assert [(s["task"], s["right"]) for s in found] == [("own_choice", True)] * 2 + [
