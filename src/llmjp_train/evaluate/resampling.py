@@ -102,7 +102,12 @@ def error_and_interval(
         if stderr and max(clusters) + 1 < len(values):
             independent = min(independent, value * (1 - value) / stderr**2)
         return (stderr, *scores.wilson(value, independent))
-    return (None, None, None) if stderr is None else (stderr, *scores.normal(value, stderr))
+    if stderr is None:
+        return None, None, None
+    low, high = scores.normal(value, stderr)
+    if all(0 <= v <= 1 for v in values):
+        low, high = max(low, 0.0), min(high, 1.0)  # the mean of shares is one
+    return stderr, low, high
 
 
 def mean_of(

@@ -24,8 +24,9 @@ def show_results(payload: dict[str, Any], console: Console | None = None) -> Non
     grouped = {task for a in payload.get("averages", []) if a["kind"] == "group" for task in a["tasks"]}
     shown = {name: task for name, task in payload["tasks"].items() if name not in grouped}
     for name, task in shown.items():
-        for metric, figures in task["metric"].items():
-            main = metric == task["main_metric"]
+        # The main one first: it carries the task's name.
+        for metric in sorted(task["metric"], key=lambda key: key != task["main_metric"]):
+            figures, main = task["metric"][metric], metric == task["main_metric"]
             low, high = figures["low"], figures["high"]
             table.add_row(
                 name if main else "",
