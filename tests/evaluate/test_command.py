@@ -183,6 +183,20 @@ def test_a_folder_whose_files_lack_a_tensor_is_refused(hf_folder: Path, tmp_path
         llmjp(str(folder), "device=cpu")
 
 
+@pytest.mark.parametrize("runner", ["fast", "harness"])
+def test_a_folder_that_lacks_a_shard_is_refused(hf_folder: Path, tmp_path: Path, runner: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "model"
+    shutil.copytree(hf_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(hf_folder).save_pretrained(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"cannot load the model.*{shards[1].name}"):
+        llmjp(str(folder), f"runner={runner}", "device=cpu")
+
+
 def test_scores_are_kept_until_the_result_is_written(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

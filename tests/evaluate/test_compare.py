@@ -61,7 +61,7 @@ def test_a_model_with_itself_shows_no_difference(tmp_path: Path) -> None:
     values = draw.integers(0, 2, 200).tolist()
     found = difference(tmp_path, values, values)
     assert (found.difference, found.p, found.p_corrected) == (0.0, 1.0, 1.0)
-    assert found.verdict.startswith("no difference seen; one of 0.000 or more")
+    assert found.verdict == "no difference seen: every item came out alike"
 
 
 def test_a_clear_difference_is_found_with_the_paired_interval(tmp_path: Path) -> None:
@@ -261,3 +261,13 @@ def test_scores_without_touched_items() -> None:
     assert (found["all"], found["clean"], found["clean_items"]) == (0.4, pytest.approx(2 / 7), 7)
     assert found["clean_stderr"] > 0
     assert resampling.without({"main_metric": "acc"}, lines, set(range(10)))["clean"] is None
+
+
+def test_the_interval_of_a_mean_of_shares_stays_a_share() -> None:
+    values = [0.0] * 9 + [0.3]
+    stderr, low, high = resampling.error_and_interval("char_f1", 0.03, values, list(range(10)))
+    assert (stderr, low) == (pytest.approx(0.03), 0.0)
+    assert high == pytest.approx(0.03 + 1.96 * 0.03, abs=1e-3)
+    _, low, _ = resampling.error_and_interval("difference", -0.01, [-0.1, *values], list(range(11)))
+    assert low is not None
+    assert low < 0

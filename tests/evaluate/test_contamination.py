@@ -136,6 +136,16 @@ def test_the_command_reports_shares_spans_and_scores_without_touched_items(
     assert stored["scores"]["own_reading"]["clean"] == pytest.approx(1 / 19)
 
 
+def test_tasks_whose_items_lie_elsewhere_are_named_as_not_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"text": "関係のない文。"}\n', "utf-8")
+    assert llmjp("contamination", str(tmp_path / "corpus.jsonl"), "suite=english", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["items"] == {}
+    assert "not looked for, as their items are not local files: arc_easy" in found["left_out"][-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmjp_train.data.tokenizers import Tokenizer
@@ -17,9 +17,10 @@ from llmjp_train.errors import UserError
 from llmjp_train.evaluate import harness
 from llmjp_train.evaluate.encoding import Row
 from llmjp_train.evaluate.fast import FastLM
+from llmjp_train.evaluate.generation import _stopped
 from llmjp_train.evaluate.journal import Journal
 from llmjp_train.evaluate.network import NOTHING, Network
-from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, items_of
+from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, dealt, items_of
 from llmjp_train.evaluate.runner import evaluate
 from llmjp_train.evaluate.suites import choose
 from llmjp_train.evaluate.tasks import read_items
@@ -242,6 +243,9 @@ def test_grouping_prefix_and_batches() -> None:
     assert common_prefix([shared]) == ()
     assert batches_of([3, 9, 1, 2], 9) == [[1], [0, 3, 2]]
     assert batches_of([30], 9) == [[0]]
+    assert dealt([5, 1, 4, 2, 3], 2) == [[0, 1, 3], [2, 4]]
+    assert dealt([7], 3) == [[0], [], []]
+    assert sorted(place for part in dealt([1] * 10, 4) for place in part) == list(range(10))
 
 
 class Small:
@@ -340,6 +344,32 @@ def test_an_answer_that_never_ends_is_counted(network: Network, tokenizer: Any, 
         network.head.weight.data.copy_(kept)
     assert task["unfinished"] == 4
     assert task["metric"]["exact_match"]["value"] == 0.0
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.integers(3, 599), min_size=1, max_size=60),
+    st.integers(0, 59),
+    st.sampled_from(["。", "\n\n", "です。", "é"]),
+)
+def test_a_stop_is_seen_with_the_token_that_ends_it(
+    tokenizer: Any, ids: list[int], place: int, stop: str
+) -> None:
+    written = [*ids[:place], *tokenizer.encode(stop), *ids[place:]]
+    assume(stop in tokenizer.decode(written))  # bytes that are no character swallow those next to them
+    first = next(n for n in range(len(written) + 1) if stop in tokenizer.decode(written[:n]))
+    seen = next(
+        n for n in range(1, len(written) + 1) if _stopped(written[:n], ("絶対", stop), tokenizer.decode)
+    )
+    assert seen == first
+    assert not _stopped(written, (), tokenizer.decode)
+
+
+def test_a_stop_after_a_long_run_of_bytes_is_seen(tokenizer: Any) -> None:
+    written = tokenizer.encode("鱻" * 12 + "\n")
+    assert len(written) == 37, "three bytes a character, and one"
+    assert "\ufffd" in tokenizer.decode(written[-12:]), "the trap is set"
+    assert [_stopped(written[:n], ("\n",), tokenizer.decode) for n in (36, 37)] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["own_choice", "jemhopqa"])

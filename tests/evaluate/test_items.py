@@ -93,3 +93,18 @@ def test_licence_names_every_file(root: Path) -> None:
     assert "CC0 1.0" in licence
     for path in (root / "eval/items").glob("*.jsonl"):
         assert f"`{path.name}`" in licence
+
+
+def test_questions_for_free_answers_have_three_answers_that_say_what_is_wanted(root: Path) -> None:
+    found = rows(root, "own_answers")
+    assert [len(row["references"]) for row in found] == [3] * 12
+    asked = {row["question"] for row in found}
+    assert len(asked) == 12
+    assert not asked & {row["question"] for row in rows(root, "own_answers_fewshot")}
+    for row in found:
+        assert 3 <= len(row["wanted"]) <= 4, row["id"]
+        assert all(40 <= len(text) <= 100 for text in row["references"]), row["id"]
+        said = [
+            sum(any(w in text for w in wordings) for text in row["references"]) for wordings in row["wanted"]
+        ]
+        assert min(said) >= 2, row["id"]

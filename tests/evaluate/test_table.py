@@ -52,6 +52,16 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal() -> None:
         assert figure in text
 
 
+def test_the_main_metric_comes_first_with_the_task_s_name() -> None:
+    found = payload()
+    task = found["tasks"]["jcommonsenseqa"]
+    task["metric"] = dict(reversed(task["metric"].items()))
+    stream = io.StringIO()
+    show_results(found, Console(file=stream, width=200))
+    rows = [line.split()[:2] for line in stream.getvalue().splitlines() if "acc" in line]
+    assert rows == [["jcommonsenseqa", "acc"], ["acc_norm", "0.292"]]
+
+
 def test_the_notes_tell_examples_chance_and_what_is_not_told_apart() -> None:
     text = shown(200)
     assert (

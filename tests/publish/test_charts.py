@@ -87,3 +87,12 @@ def test_marks_outside_the_steps_are_left_out() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_intervals_are_a_band_round_few_points() -> None:
+    line = Series("acc", [(1, 0.4), (2, 0.6)], intervals=[(1, 0.3, 0.5), (2, 0.5, 0.7)])
+    found = chart("Task", "acc", [line])
+    assert found is not None
+    assert found.lines[0].band
+    assert min(numbers(found.lines[0].band)[1::2]) < min(numbers(found.lines[0].path)[1::2])
+    assert all(0 <= number <= 1000 for number in numbers(found.lines[0].band))

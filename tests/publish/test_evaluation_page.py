@@ -15,6 +15,7 @@ from helpers.browser import browse, luminance
 from llmjp_train.evaluate.averages import Average
 from llmjp_train.evaluate.compare import Comparison, Difference
 from llmjp_train.evaluate.schema import Metric, Payload, TaskResult
+from llmjp_train.evaluate.tasks import find_tasks
 from llmjp_train.publish.evaluation_page import (
     evaluation_csv,
     families,
@@ -132,6 +133,26 @@ def test_bars_hold_shares_alone_and_groups_once(payload: dict[str, Any]) -> None
     assert [bar["name"] for bar in found["Reading"]] == ["jsquad"]
 
 
+def test_published_scores_stand_beside_ours_with_what_differs(
+    payload: dict[str, Any], tmp_path: Path
+) -> None:
+    found = families(payload)
+    assert [other.model for other in found["Reading"][0]["published"]] == [
+        "open-calm-7b", "rinna 3.6b", "stablelm-base-alpha-7b"
+    ]  # fmt: skip
+    assert found["Own items"][0]["published"] == []
+    write_evaluation(payload, LINES, tmp_path)
+    text = (tmp_path / "index.html").read_text("utf-8")
+    assert text.count('class="ref"') == 3
+    assert '<td class="k">jsquad.char_f1</td><td class="k">rinna 3.6b</td>' in text
+    assert '<td class="k">AVG</td><td class="k">llm-jp-3-1.8b</td>' in text
+    assert "JGLUE 1.1" in text
+    payload["tasks"] = {"own_texts": payload["tasks"]["own_texts"]}
+    payload["averages"] = []
+    write_evaluation(payload, [], tmp_path)
+    assert "Published scores" not in (tmp_path / "index.html").read_text("utf-8")
+
+
 def test_samples_show_questions_where_the_licence_allows_it(payload: dict[str, Any]) -> None:
     found = samples_of(payload, LINES)
     assert [(s["task"], s["right"]) for s in found] == [("own_choice", True)] * 2 + [
@@ -145,6 +166,8 @@ def test_samples_show_questions_where_the_licence_allows_it(payload: dict[str, A
 def test_both_languages_say_the_same_things() -> None:
     assert set(WORDS["en"]) == set(WORDS["ja"])
     assert all(all(value for value in WORDS[language].values()) for language in LANGUAGES)
+    families = {str(task.metadata["family"]) for task in find_tasks().values()}
+    assert families - set(WORDS["ja"]) == {"JMMLU", "llm-jp-eval"}, "abilities have a name in both"
 
 
 @pytest.fixture
@@ -175,7 +198,7 @@ def test_a_comparison_says_what_may_be_said(comparison: Comparison, tmp_path: Pa
 CHECK = """
 <script>
 addEventListener("load", () => {
-  const first = "table.sorts tbody tr:not([hidden]) td:first-child";
+  const first = "table#tasks tbody tr:not([hidden]) td:first-child";
   const names = () => [...document.querySelectorAll(first)].map(c => c.textContent);
   const before = names().join();
   const head = [...document.querySelectorAll("th button")].find(b => b.closest("th").cellIndex === %d);

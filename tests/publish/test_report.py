@@ -5,6 +5,8 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.browser import browse, luminance, measure
@@ -14,7 +16,7 @@ from llmjp_train import cli
 from llmjp_train.publish.card import LANGUAGES, card
 from llmjp_train.publish.chronicle import chronicle
 from llmjp_train.publish.facts import evaluation, facts
-from llmjp_train.publish.report import _period, render
+from llmjp_train.publish.report import _evaluation_charts, _period, render
 from llmjp_train.publish.story import story
 from llmjp_train.runlog.record import RunRecord
 
@@ -246,6 +248,32 @@ def test_a_long_history_does_not_swell_the_page(tmp_path: Path) -> None:
     assert "The newest 400 of 1,001 events" in text
     assert len(page) < 250_000
     assert checked(page).wrong == []
+
+
+def test_curves_have_intervals_and_published_scores_beside_them() -> None:
+    def result(value: float) -> dict[str, Any]:
+        figures = {"value": value, "stderr": 0.02, "low": value - 0.04, "high": value + 0.04}
+        return {"metric": {"acc": figures | {"higher_is_better": True}}, "main_metric": "acc"}
+
+    def stored(step: int, value: float, **more: Any) -> Any:
+        name = f"step-{step:08d}-" + ("in-loop" if not more else "japanese")
+        return evaluation(
+            name, {"step": step, "tasks": {"jcommonsenseqa": result(value), "x": result(value)}, **more}
+        )
+
+    everything = [stored(10, 0.2), stored(20, 0.3), stored(20, 0.31, suite="japanese")]
+    drawn = _evaluation_charts(SimpleNamespace(evaluations=everything), None)  # type: ignore[arg-type]
+    assert [(one.title, one.unit) for one in drawn if one] == [
+        ("jcommonsenseqa", "acc, 95 % interval, in training"), ("x", "acc, 95 % interval, in training")
+    ]  # fmt: skip
+    known, other = drawn
+    assert known is not None
+    assert other is not None
+    assert [line.name for line in known.lines[1:]] == [
+        f"{model}, published" for model in ("open-calm-7b", "rinna 3.6b", "stablelm-base-alpha-7b")
+    ]
+    assert len(other.lines) == 1
+    assert other.lines[0].band
 
 
 def test_an_evaluation_of_another_form_is_named(tmp_path: Path) -> None:

@@ -30,15 +30,19 @@ def look(source: str | None, config: "EvaluateConfig", args: argparse.Namespace)
 
     asked = choice(config.suite, config.tasks, include=config.include, licences=config.licences)
     seen: dict[str, Any] = {}
-    for entry in asked.chosen:
+    elsewhere = [entry.task.name for entry in asked.chosen if not entry.task.local]
+    for entry in (entry for entry in asked.chosen if entry.task.local):
         # Tasks on the same items (llm-jp-eval's beside ours) are looked for once.
         key = str(sorted(map(str, entry.task.files().get(entry.task.split, [])))) + str(
             len(entry.task.scored())
         )
-        if entry.task.local:
-            seen.setdefault(key, entry.task)
+        seen.setdefault(key, entry.task)
     report = search(Index(list(seen.values())), training_text(source, args.text_key, _told), args.share)
     payload = asdict(report) | {"schema": 1, "source": source, "left_out": asked.skipped}
+    if elsewhere:
+        payload["left_out"] = [
+            *asked.skipped, f"not looked for, as their items are not local files: {', '.join(elsewhere)}"
+        ]  # fmt: skip
     if args.scores is not None:
         payload["scores"] = _clean(report, args.scores)
     # A run's goes into its record, where cards and releases find it.

@@ -8,7 +8,7 @@ from typing import Any
 from llmjp_train import exit_codes
 from llmjp_train.errors import UserError
 
-SUMMARY = "the data catalogue (list, get), and token files (show, verify)"
+SUMMARY = "the data catalogue (list, get, convert), and token files (show, verify)"
 USES_CONFIG = False
 
 _GUIDE = """\
@@ -17,6 +17,8 @@ what it does:
                    here, can be downloaded, or has to be copied
   get NAME         gives its path: from --root or LLMJP_DATA, else from earlier downloads, else downloads it. A broken
                    download goes on where it ended; the licence is shown, the sha256 compared
+  convert NAME SOURCE... --out FILE
+                   a benchmark's own files, had by hand, to the JSON lines that the catalogue wants
   show FOLDER      documents, tokens and tokenizer of token files: a folder of 'llmjp prepare', or any prefix
   verify FOLDER    reads every byte of them: index, ids, and the checksums of the manifest
 
@@ -35,10 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _GUIDE
-    parser.add_argument("action", choices=("list", "get", "show", "verify"), help="what to do, see below")
+    parser.add_argument(
+        "action", choices=("list", "get", "convert", "show", "verify"), help="what to do, see below"
+    )
     parser.add_argument(
         "name", nargs="?", help="get: a name of the list; show, verify: a folder, or a prefix of token files"
     )
+    parser.add_argument("sources", nargs="*", type=Path, help="convert: the source's files")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="convert: where the JSON lines go")
     parser.add_argument("--root", type=Path, help="folder of data instead of LLMJP_DATA")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -49,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     if not args.name:
         raise UserError(f"llmjp data {args.action} needs a name, e.g. 'llmjp data {args.action} NAME'")
-    action = {"get": _get, "show": _show, "verify": _verify}[args.action]
+    action = {"get": _get, "show": _show, "verify": _verify, "convert": _convert}[args.action]
     return action(args)
 
 
@@ -94,6 +100,32 @@ def _get(args: argparse.Namespace) -> int:
         print(f"  changes: {wanted.changes}")
     recorded = sum(file.sha256 is not None for file in wanted.files.values())
     print(f"  {recorded} of {len(wanted.files)} files compared with the catalogue's sha256")
+    return exit_codes.OK
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from llmjp_train.data.converters import CONVERTERS, convert_files
+
+    known = sorted([*CONVERTERS, "alt"])
+    if args.name not in known:
+        raise UserError(f"llmjp data convert {args.name}: no such form; there are {', '.join(known)}")
+    if not args.sources or args.out is None:
+        raise UserError(
+            f"name the source's files and the result: llmjp data convert {args.name} SOURCE... --out FILE"
+        )
+    if args.name == "alt" and len(args.sources) != 3:
+        raise UserError("alt takes three files in this order: data_ja.txt data_en.txt URL-test.txt")
+    try:
+        content = convert_files([path.read_bytes() for path in args.sources], args.name)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+        raise UserError(
+            f"{', '.join(map(str, args.sources))}: not in the form of {args.name} ({type(error).__name__}: {error})"
+        ) from error
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_bytes(content)
+    print(f"{args.out}: {content.count(bytes([10]))} items")
     return exit_codes.OK
 
 

@@ -11,6 +11,7 @@ from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
     from llmjp_train.config.evaluation import EvaluateConfig
+    from llmjp_train.evaluate.likelihood import Share
 
 SUMMARY = "score a run or a Hugging Face folder on tasks, with intervals and baselines"
 USES_CONFIG = True
@@ -98,6 +99,7 @@ def _list(config: "EvaluateConfig", *, as_json: bool) -> int:
     rows = [describe(task) for task in known.values()]
     names = {name: suite.names for name, suite in suites.items()}
     groups = {name: group.tasks for name, group in find_groups(config.include).items()}
+    groups |= {name: tasks for suite in suites.values() for name, tasks in suite.groups.items()}
     if as_json:
         print(json.dumps({"tasks": rows, "groups": groups, "suites": names}, ensure_ascii=False, indent=2))
     else:
@@ -105,16 +107,27 @@ def _list(config: "EvaluateConfig", *, as_json: bool) -> int:
     return exit_codes.OK
 
 
-def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -> int:
-    from llmjp_train.evaluate.suites import choice
+def _is_run(model: Path) -> bool:
+    """Whether it is a run; else it is a Hugging Face folder.
 
-    is_run = (model / "config.yaml").is_file()
-    if not is_run and not (model / "config.json").is_file():
-        if not model.exists():
-            raise UserError(f"{model} does not exist: give a run directory or a Hugging Face folder")
+    Raises:
+        UserError: it is neither.
+    """
+    if (model / "config.yaml").is_file():
+        return True
+    if not model.exists():
+        raise UserError(f"{model} does not exist: give a run directory or a Hugging Face folder")
+    if not (model / "config.json").is_file():
         raise UserError(
             f"{model} is neither a run directory (no config.yaml) nor a Hugging Face folder (no config.json)"
         )
+    return False
+
+
+def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -> int:
+    from llmjp_train.evaluate.suites import choice
+
+    is_run = _is_run(model)
     asked = choice(
         config.suite,
         config.tasks,
@@ -126,9 +139,14 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
     from llmjp_train.evaluate import harness
 
     harness.offline()
-    say = _teller(args.json)
+    from llmjp_train.evaluate import together
+
+    share = together.join()
+    say = _teller(args.json) if share.rank == 0 else lambda text: None
     lm, step = (
-        _load_run(model, args.step, config, say) if is_run else (_load_folder(model, config, say), None)
+        _load_run(model, args.step, config, say, share)
+        if is_run
+        else (_load_folder(model, config, say, share), None)
     )
 
     from llmjp_train.evaluate.runner import evaluate
@@ -144,7 +162,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
             "dtype": config.dtype,
             "weights": _weights(model),
         }
-        _journal(lm, folder / f"{name}.progress.jsonl", about, say)
+        _journal(lm, folder / f"{name}.progress.jsonl", about, say, share.rank)
     payload = evaluate(
         lm,
         asked,
@@ -153,9 +171,14 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         suite=suite,
         include=config.include,
         items_path=folder / f"{name}.items.jsonl" if folder else None,
-        settings={"dtype": config.dtype, "device": config.device},
+        settings=_settings(lm, model, config, share),
+        chat=config.chat,
+        first=share.rank == 0,
         say=say,
     )
+    together.leave(share)
+    if share.rank:
+        return exit_codes.OK
     written = _store(model, name, payload, args.output, is_run=is_run)
     if getattr(lm, "journal", None) is not None:
         lm.journal.finish()
@@ -175,6 +198,19 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
     return exit_codes.OK
 
 
+def _settings(lm: Any, model: Path, config: "EvaluateConfig", share: "Share") -> dict[str, Any]:
+    """What the record says of how the model was run, beside what the model says itself."""
+    found: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
+    if share.ranks > 1:
+        found["processes"] = share.ranks
+    if config.chat:
+        from llmjp_train.evaluate.chat import template_sha256
+
+        template = template_sha256(getattr(lm, "ours", lm.tokenizer), str(model))
+        found |= {"chat": True, "chat_template_sha256": template}
+    return found
+
+
 def _teller(as_json: bool) -> Any:
     # With --json standard output is the result's alone.
     stream = sys.stderr if as_json else sys.stdout
@@ -191,7 +227,7 @@ def _weights(model: Path) -> list[list[Any]]:
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(model.glob("*.safetensors"))]
 
 
-def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any) -> tuple[Any, int]:
+def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, share: "Share") -> tuple[Any, int]:
     from llmjp_train.checkpoint.listing import choose
     from llmjp_train.checkpoint.store import CheckpointReader
     from llmjp_train.config.compose import load_config
@@ -209,26 +245,26 @@ def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any) -> tup
     say(f"{path}: checkpoint of step {checkpoint.step}")
     tokenizer = load_tokenizer(TokenizerConfig(name=trained.tokenizer.name, path=str(folder)))
     reader = CheckpointReader(checkpoint.path)
-    return run_lm(reader, trained.model, tokenizer, config, say), checkpoint.step
+    return run_lm(reader, trained.model, tokenizer, config, say, share), checkpoint.step
 
 
-def _load_folder(path: Path, config: "EvaluateConfig", say: Any) -> Any:
+def _load_folder(path: Path, config: "EvaluateConfig", say: Any, share: "Share") -> Any:
     from llmjp_train.evaluate.loading import folder_lm
 
-    lm = folder_lm(path, config, say)
+    lm = folder_lm(path, config, say, share)
     if lm.bos:
         say("inputs start with BOS, as the folder's tokenizer puts it (bos=false leaves it out)")
     return lm
 
 
-def _journal(lm: Any, path: Path, about: dict[str, Any], say: Any) -> None:
+def _journal(lm: Any, path: Path, about: dict[str, Any], say: Any, rank: int) -> None:
     """Keep the fast runner's scores as they come."""
     from llmjp_train.evaluate.fast import FastLM
     from llmjp_train.evaluate.journal import Journal
 
     if isinstance(lm, FastLM):
         about |= {"max_length": lm.max_length, "bos": lm.bos, "tokenizer": lm.tokenizer.fingerprint}
-        lm.journal = Journal(path, about)
+        lm.journal = Journal(path, about, rank)
         if lm.journal.resumed:
             say(f"going on with an evaluation that was cut short: {lm.journal.resumed} scores are there")
 

@@ -60,6 +60,8 @@ class EvaluateConfig:
     """Format of the weights: float32 or bfloat16."""
     max_length: int | None = None
     """Longest input in tokens, cut from the left; none: what the model states."""
+    chat: bool = False
+    """Write each item in the tokenizer's chat template, its examples as earlier turns; the template writes BOS then."""
     bos: bool | None = None
     """Put the tokenizer's BOS before each input. None: as in training for our runs and exports (no BOS), and as
     the tokenizer does by itself for other Hugging Face folders. EOD is never appended to an input."""

@@ -22,8 +22,8 @@ RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
 class FileEntry:
     """A file as it lies under the data root."""
 
-    size: int
-    """Bytes."""
+    size: int | None = None
+    """Bytes. None: the file was never here, so that nothing is known of its bytes."""
     sha256: str | None = None
     """None: nobody has recorded it yet; then only the size is compared."""
 
@@ -66,8 +66,8 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files.values())
+        """Bytes of all files, as far as they are known."""
+        return sum(file.size or 0 for file in self.files.values())
 
     @property
     def missing(self) -> list[str]:
@@ -219,7 +219,7 @@ def check(path: Path, facts: FileEntry) -> None:
         UserError: another size or sha256.
     """
     size = path.stat().st_size
-    if size != facts.size:
+    if facts.size is not None and size != facts.size:
         raise UserError(
             f"{path} has {size:,} bytes, the catalogue says {facts.size:,}: copy or download it again"
         )

@@ -4,7 +4,7 @@ import ast
 import gzip
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -98,6 +98,75 @@ def _janli(content: bytes, split: str) -> Rows:
     return [row for row in found if row["split"] == split]
 
 
+def jamp(content: bytes) -> Rows:
+    """Pairs of a table with a head (Jamp)."""
+    return _table(content, "num")
+
+
+def jsick(content: bytes) -> Rows:
+    """The same of JSICK, whose English half and annotations are left out."""
+    left_out = ("data", "original_caption", "semtag_short", "semtag_long")
+    return [
+        {key: value for key, value in row.items() if key not in left_out and not key.endswith("_En")}
+        for row in _table(content, "pair_ID")
+    ]
+
+
+def _table(content: bytes, number: str) -> Rows:
+    """Rows of a table with a head; the column called ``number`` becomes the id."""
+    head, *lines = content.decode("utf-8").splitlines()
+    names = ["id" if name == number else name for name in head.split("\t")]
+    return [dict(zip(names, line.split("\t"), strict=True)) for line in lines if line.strip()]
+
+
+JSEM_ANSWERS = ("yes", "no", "unknown", "undef")
+"""Other answers of JSeM say that a pair is no question (infelicitous, unacceptable, ...)."""
+
+
+def jsem(content: bytes) -> Rows:
+    """Problems of an XML file whose answer is one of four (JSeM); several premises become one text."""
+    return [
+        {
+            "id": problem.get("jsem_id"),
+            "premise": "".join((p.findtext("script") or "").strip() for p in problem.iterfind("p")),
+            "hypothesis": (problem.findtext("h/script") or "").strip(),
+            "answer": problem.get("answer"),
+        }
+        for problem in ElementTree.fromstring(content).iterfind("problem")
+        if problem.get("answer") in JSEM_ANSWERS
+    ]
+
+
+def chabsa(content: bytes) -> Rows:
+    """Sentences of a report that have opinions, with their targets and polarities (chABSA)."""
+    report = json.loads(content)
+    name = report["header"]["document_id"]
+    return [
+        {
+            "id": f"{name}-{sentence['sentence_id']}",
+            "report": name,
+            "sentence": sentence["sentence"],
+            "opinions": [f"{opinion['target']} {opinion['polarity']}" for opinion in sentence["opinions"]],
+        }
+        for sentence in report["sentences"]
+        if sentence["opinions"]
+    ]
+
+
+def alt(japanese: bytes, english: bytes, articles: bytes) -> Rows:
+    """Sentences that both languages have, of the articles that a split lists (ALT: data_ja, data_en, URL-test)."""
+    listed = {line.split("\t")[0].removeprefix("URL.") for line in articles.decode("utf-8").splitlines()}
+    texts = [
+        dict(line.split("\t", 1) for line in content.decode("utf-8").splitlines() if "\t" in line)
+        for content in (japanese, english)
+    ]
+    return [
+        {"id": key, "article": key.split(".")[1], "ja": ja.strip(), "en": texts[1][key].strip()}
+        for key, ja in texts[0].items()
+        if key in texts[1] and key.split(".")[1] in listed
+    ]
+
+
 CONVERTERS: dict[str, Callable[[bytes], Rows]] = {
     "rows": rows,
     "question_and_number": question_and_number,
@@ -106,10 +175,21 @@ CONVERTERS: dict[str, Callable[[bytes], Rows]] = {
     "niilc": niilc,
     "janli_test": janli_test,
     "janli_examples": janli_examples,
+    "jamp": jamp,
+    "jsick": jsick,
+    "jsem": jsem,
+    "chabsa": chabsa,
 }
 
 
 def convert(content: bytes, name: str, first: int | None) -> bytes:
     """The content in the project's form; the first records alone where ``first`` says so."""
     found = CONVERTERS[name](content)[:first]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode()
+
+
+def convert_files(contents: Sequence[bytes], name: str) -> bytes:
+    """Several files of a source as one: ALT's three, else each converted and put one after the other."""
+    one = CONVERTERS.get(name)
+    found = alt(*contents) if one is None else [row for content in contents for row in one(content)]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode()

@@ -60,6 +60,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What may be said: which is ahead and by how much, or that no difference was seen and what could have been."""
+        if self.stderr == 0 and self.difference == 0:
+            return "no difference seen: every item came out alike"
         if self.p_corrected >= LEVEL:
             return f"no difference seen; one of {self.visible:.3f} or more would probably have been"
         ahead = self.second if (self.difference > 0) == self.higher_is_better else self.first

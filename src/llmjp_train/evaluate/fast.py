@@ -3,23 +3,28 @@
 Scores are those of lm-evaluation-harness's own transformers class within rounding; what is saved is tokens.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from llmjp_train.data.tokenizers import Tokenizer
 from llmjp_train.errors import UserError
-from llmjp_train.evaluate.encoding import Row
+from llmjp_train.evaluate.encoding import Counts, Row
 from llmjp_train.evaluate.generation import Asked, generate, wanted
 from llmjp_train.evaluate.journal import Journal, key_of
-from llmjp_train.evaluate.likelihood import RowsLM, Score, progress
+from llmjp_train.evaluate.likelihood import RowsLM, Score, Share, progress
 from llmjp_train.evaluate.network import NOTHING, Network, Prefix
-from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, items_of
+from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, dealt, items_of
 
 T = TypeVar("T")
+V = TypeVar("V")
+SUMMED = ("truncated", "tokens_run", "tokens_plain", "unfinished")
+"""Counts of a process's own items, added up over all processes."""
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
@@ -35,6 +40,7 @@ class FastLM(RowsLM):
         batch_tokens: int = 4096,
         bos: bool = False,
         journal: Journal | None = None,
+        share: Share | None = None,
         show: bool = True,
     ) -> None:
         """
@@ -43,6 +49,7 @@ class FastLM(RowsLM):
             batch_tokens: tokens of a batch, padding included; halved whenever memory runs out.
             bos: put BOS before every input.
             journal: where scores are kept as they come; none: nowhere.
+            share: this process's part of the items; none: all of them.
             show: draw a progress bar.
 
         Raises:
@@ -53,33 +60,63 @@ class FastLM(RowsLM):
         self.batch_tokens = batch_tokens
         self.bos = bos
         self.journal = journal
-        self.show = show
+        self.share = share or Share()
+        self.show = show and self.share.rank == 0
 
     def _score(self, rows: Sequence[Row]) -> list[Score]:
         counts = self.encoder.counts
-        keys = [key_of("score", row.context, row.continuation) for row in rows]
+        before = replace(counts)
+        # Dealt out before anything else: what an earlier process left must not change who has which item.
+        every = items_of(rows, range(len(rows)), self.max_length)
+        numbers = dealt([item.length(0) for item in every], self.share.ranks)[self.share.rank]
+        mine = sorted(place for number in numbers for place in every[number].places)
+        keys = {place: key_of("score", rows[place].context, rows[place].continuation) for place in mine}
         found: dict[int, Score] = {}
-        for place, key in enumerate(keys):
-            if self.journal is not None and (kept := self.journal.get(key)) is not None:
+        seconds: dict[int, float] = {}
+        for place in mine:
+            if self.journal is not None and (kept := self.journal.get(keys[place])) is not None:
                 found[place] = (float(kept[0]), bool(kept[1]))
-        for row in rows:
-            size = len(row.context) + len(row.continuation)
+            size = len(rows[place].context) + len(rows[place].continuation)
             counts.truncated += size > self.max_length + 1
             counts.tokens_plain += min(size - 1, self.max_length)
-        left = [place for place in range(len(rows)) if place not in found]
+        left = [place for place in mine if place not in found]
         items = items_of([rows[place] for place in left], left, self.max_length)
         for part, prefix in self._parts(items, [item.context for item in items]):
             lengths = [item.length(prefix.length) for item in part]
 
             def run(batch: list[Item], prefix: Prefix = prefix) -> None:
+                began = time.perf_counter()
                 scores = self.network.score(batch, prefix)
                 counts.tokens_run += len(batch) * max(item.length(prefix.length) for item in batch)
                 places = [place for item in batch for place in item.places]
                 found.update(zip(places, scores, strict=True))
+                seconds.update(dict.fromkeys(places, (time.perf_counter() - began) / len(places)))
                 self._keep((keys[place], found[place]) for place in places)
 
             self._batches(part, lengths, self.batch_tokens, run)
-        return [found[place] for place in range(len(rows))]
+        every_score = self._together(found, seconds, before)
+        return [every_score[place] for place in range(len(rows))]
+
+    def _together(self, mine: dict[int, V], seconds: dict[int, float], before: Counts) -> dict[int, V]:
+        """Every process's results by place; its counts and seconds are summed up. Collective.
+
+        Args:
+            before: the counts at the beginning of the call.
+        """
+        counts = self.encoder.counts
+        added = {name: getattr(counts, name) - getattr(before, name) for name in SUMMED}
+        found: dict[int, V] = {}
+        took: dict[int, float] = {}
+        total = dict.fromkeys(SUMMED, 0)
+        for results, spent, more in self.share.gather((mine, seconds, added)):
+            found |= results
+            took |= spent
+            total = {name: total[name] + more[name] for name in SUMMED}
+        for name in SUMMED:
+            setattr(counts, name, getattr(before, name) + total[name])
+        # One that was kept from an earlier process took no time now.
+        self.took = [took.get(place, 0.0) for place in range(len(found))]
+        return found
 
     def _keep(self, results: Iterator[tuple[str, Any]]) -> None:
         if self.journal is not None:
@@ -140,17 +177,19 @@ class FastLM(RowsLM):
         Raises:
             UserError: the settings ask for sampling, or for more tokens than the model takes.
         """
-        asked = [
-            wanted(request.args, self._context(request.args[0]), self.max_length) for request in requests
-        ]
         counts = self.encoder.counts
-        keys = [key_of("text", each.tokens, each.stops, each.most) for each in asked]
+        before = replace(counts)
         found: dict[int, str] = {}
+        seconds: dict[int, float] = {}
         left: list[tuple[int, Asked]] = []
-        for place, (key, each) in enumerate(zip(keys, asked, strict=True)):
-            counts.requests += 1
+        keys: dict[int, str] = {}
+        asked = [wanted(r.args, self._context(r.args[0]), self.max_length) for r in requests]
+        lengths = [len(each.tokens) + each.most for each in asked]
+        for place in dealt(lengths, self.share.ranks)[self.share.rank]:
+            each = asked[place]
             counts.truncated += each.truncated
-            kept = None if self.journal is None else self.journal.get(key)
+            keys[place] = key_of("text", each.tokens, each.stops, each.most)
+            kept = None if self.journal is None else self.journal.get(keys[place])
             if kept is None:
                 left.append((place, each))
             else:
@@ -158,9 +197,10 @@ class FastLM(RowsLM):
                 counts.unfinished += int(kept[1])
         ends = self._ends()
         for part, prefix in self._parts(left, [each.tokens for _, each in left]):
-            lengths = [len(each.tokens) - prefix.length + each.most for _, each in part]
+            sizes = [len(each.tokens) - prefix.length + each.most for _, each in part]
 
             def run(batch: list[tuple[int, Asked]], prefix: Prefix = prefix) -> None:
+                began = time.perf_counter()
                 answers = generate(
                     self.network, [each for _, each in batch], prefix, self.tokenizer.decode, ends
                 )
@@ -169,14 +209,18 @@ class FastLM(RowsLM):
                     counts.unfinished += not answer.finished
                     counts.tokens_run += answer.tokens_run
                     counts.tokens_plain += answer.tokens_plain
+                    seconds[place] = (time.perf_counter() - began) / len(batch)
                 self._keep(
                     (keys[place], [answer.text, not answer.finished])
                     for (place, _), answer in zip(batch, answers, strict=True)
                 )
 
             # A step of a batch costs little more than one of a single text: four times the tokens.
-            self._batches(part, lengths, 4 * self.batch_tokens, run, most=128)
-        return [found[place] for place in range(len(asked))]
+            self._batches(part, sizes, 4 * self.batch_tokens, run, most=128)
+        counts.requests += len(requests)
+        every_text = self._together(found, seconds, before)
+        self._note(requests, [1] * len(requests))
+        return [every_text[place] for place in range(len(requests))]
 
     def _context(self, text: str) -> list[int]:
         start = [self.encoder.bos_id] if self.encoder.bos_id is not None else []

@@ -94,7 +94,8 @@ class _Batch:
             UserError: the model's figures are not finite.
         """
         logits: Tensor = self.network.head(self.state)
-        greatest, likeliest = logits.max(-1)  # of a row with a NaN, that is a NaN
+        likeliest = logits.argmax(-1)  # of a row with a NaN, its place
+        greatest = logits.gather(-1, likeliest[:, None])
         if not bool(torch.isfinite(greatest).all()):
             raise UserError(
                 "the model gives logits that are not finite while it writes: its weights are damaged, or the format is "
@@ -145,8 +146,7 @@ def generate(
                 finished[number] = True
                 continue
             written[number].append(token)
-            text = decode(written[number])
-            finished[number] = any(stop in text for stop in each.stops)
+            finished[number] = _stopped(written[number], each.stops, decode)
             if not finished[number] and len(written[number]) < each.most:
                 staying.append(place)
         if not staying:
@@ -157,6 +157,20 @@ def generate(
         Answer(_cut(decode(written[i]), each.stops), finished[i], share, len(each.tokens) + len(written[i]))
         for i, each in enumerate(asked)
     ]
+
+
+def _stopped(written: list[int], stops: Sequence[str], decode: Callable[[list[int]], str]) -> bool:
+    """Whether the last token ended a stop. Looks at the end alone: decoding all of a long text at each step is slow."""
+    if not stops:
+        return False
+    # A character takes up to four byte tokens; some more, as the first ones may be decoded otherwise.
+    window = 4 * max(map(len, stops)) + 8
+    end = decode(written[-window:])
+    # Bytes that are no character alone: the window may begin inside one, which hides what follows.
+    if "\ufffd" not in end and not any(stop in end for stop in stops):
+        return False
+    text = decode(written)
+    return any(stop in text for stop in stops)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -201,11 +201,14 @@ def check(task: TaskFile, loaded: Any, *, likelihood_only: bool, knows_greedy: b
         )
 
 
-def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
+def run(lm: Any, loaded: Any, limit: int | None, *, chat: bool = False) -> dict[str, Any]:
     """The harness's results of one task, with a sample for each item.
 
     Calls `evaluate` and not `simple_evaluate`: the latter seeds the process's random generators, which
     training uses, and gives ranks other than the first nothing.
+
+    Args:
+        chat: write each item in the tokenizer's chat template, its examples as earlier turns.
     """
     from lm_eval.evaluator import evaluate
 
@@ -219,16 +222,34 @@ def run(lm: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
                 limit=limit,
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
             )
     except SecurityError as error:
         raise UserError(f"task {name}: a template of it tries to reach into Python: {error}") from error
     return results
 
 
-def build(loaded: Any, limit: int | None) -> None:
+def build(loaded: Any, limit: int | None, **chat: Any) -> None:
     """Make the requests of a task's first items, without the harness's bar."""
     with _undisturbed(), _no_bar():
-        loaded.build_all_requests(limit=limit)
+        loaded.build_all_requests(limit=limit, **chat)
+
+
+def ask(lm: Any, loaded: Any, limit: int | None, *, chat: bool = False) -> None:
+    """Put a task's requests to the model as `run` does, and leave its scoring to the first process."""
+    turns = {
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": True,
+        "chat_template": lm.apply_chat_template,
+        "tokenizer_name": lm.tokenizer_name,
+    }
+    build(loaded, limit, **(turns if chat else {}))
+    kinds: dict[str, list[Any]] = {}
+    for instance in loaded.instances:
+        kinds.setdefault(instance.request_type, []).extend([instance] * (instance.repeats or 1))
+    for kind, requests in kinds.items():
+        getattr(lm, kind)(requests)
 
 
 @contextmanager

@@ -5,12 +5,15 @@ The harness calls ``…_docs`` with a split and ``…_scores`` with an item and 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
+from llmjp_train.data.converters import JSEM_ANSWERS
 from llmjp_train.evaluate import text_metrics
 from llmjp_train.evaluate.answers import last_number, normalised
 
 Doc = dict[str, Any]
+THREE = ["entailment", "contradiction", "neutral"]
 
 
 def in_form(docs: Any, change: Callable[[Doc], Doc | None]) -> Any:
@@ -90,12 +93,57 @@ def class_scores(doc: Doc, results: Sequence[tuple[float, bool]], gold: int) -> 
 
 def jnli_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Of JNLI's three classes."""
-    return class_scores(doc, results, ["entailment", "contradiction", "neutral"].index(doc["label"]))
+    return class_scores(doc, results, THREE.index(doc["label"]))
 
 
 def janli_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Of JaNLI's two classes."""
     return class_scores(doc, results, ["entailment", "non-entailment"].index(doc["entailment_label_Ja"]))
+
+
+def jamp_examples(docs: Any) -> Any:
+    """Jamp's examples, the three classes in turn."""
+    return in_turn(docs, "gold_label")
+
+
+def jamp_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Of Jamp's three classes."""
+    return class_scores(doc, results, THREE.index(doc["gold_label"]))
+
+
+def jsick_examples(docs: Any) -> Any:
+    """JSICK's examples, the three classes in turn."""
+    return in_turn(docs, "entailment_label_Ja")
+
+
+def jsick_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Of JSICK's three classes."""
+    return class_scores(doc, results, THREE.index(doc["entailment_label_Ja"]))
+
+
+def jsem_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Of JSeM's four answers."""
+    return class_scores(doc, results, JSEM_ANSWERS.index(doc["answer"]))
+
+
+def chabsa_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """F1 of the set of lines "target polarity" of a sentence."""
+    return {"set_f1": text_metrics.set_f1(results[0], "\n".join(doc["opinions"]))}
+
+
+def alt_en_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Counts of a sentence put into English."""
+    return _translated(results[0], doc["en"], "bleu_13a")
+
+
+def alt_ja_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Counts of a sentence put into Japanese."""
+    return _translated(results[0], doc["ja"], "bleu_char")
+
+
+def _translated(prediction: str, gold: str, bleu: str) -> dict[str, Any]:
+    names = ("chrf", bleu)
+    return {name: text_metrics.translation_counts(prediction.strip(), gold, name) for name in names}
 
 
 def jsquad_docs(docs: Any) -> Any:
@@ -186,3 +234,6 @@ def _same(found: float | None, wanted: float | None) -> bool:
 pearson = text_metrics.pearson
 spearman = text_metrics.spearman
 macro_f1 = text_metrics.macro_f1
+chrf = partial(text_metrics.of_counts, name="chrf")
+bleu_char = partial(text_metrics.of_counts, name="bleu_char")
+bleu_13a = partial(text_metrics.of_counts, name="bleu_13a")

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llmjp_train.data.tokenizers import Tokenizer
 from llmjp_train.errors import UserError
+from llmjp_train.evaluate import chat
 from llmjp_train.evaluate.encoding import Encoder, Row
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class RowsLM(TemplateLM):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.encoder = make_encoder(tokenizer, bos)
+        self.took: list[float] = []
+        """Seconds of each row of the last call, its share of the batch; empty where a model does not measure."""
+        self.seconds: dict[int, float] = {}
+        """Seconds of each item of the task that runs, by its number."""
 
     @property
     def eot_token_id(self) -> int:
@@ -102,20 +107,43 @@ class RowsLM(TemplateLM):
         """Ids of ``string``, never with special tokens (facts T1)."""
         return self.tokenizer.encode(string)
 
+    @property
+    def tokenizer_name(self) -> str:
+        """Name that the harness keeps apart prompts of different templates by."""
+        return self.tokenizer.fingerprint
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The turns in the tokenizer's template."""
+        return chat.render(self.tokenizer, chat_history, answer_follows=add_generation_prompt)
+
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Score]:
         """Score of each (context, continuation) request."""
-        return self._score([self.encoder.pair(*request.args) for request in requests])
+        scores = self._score([self.encoder.pair(*request.args) for request in requests])
+        self._note(requests, [1] * len(requests))
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability in nats of each whole text."""
         windows = [self.encoder.rolling(request.args[0], self.max_length) for request in requests]
         scores = iter(self._score([row for rows in windows for row in rows]))
+        self._note(requests, list(map(len, windows)))
         return [sum(next(scores)[0] for _ in rows) for rows in windows]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[Score]:
         return self._score(
             [Row(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         )
+
+    def _note(self, requests: Sequence[Any], sizes: Sequence[int]) -> None:
+        """Add the seconds of each request's rows (so many each) to those of its item."""
+        took = iter(self.took)
+        for request, size in zip(requests, sizes, strict=True):
+            item = getattr(request, "doc_id", None)
+            spent = [next(took, None) for _ in range(size)]
+            if item is not None and None not in spent:
+                self.seconds[item] = self.seconds.get(item, 0.0) + sum(s for s in spent if s is not None)
 
     @abc.abstractmethod
     def _score(self, rows: Sequence[Row]) -> list[Score]:

@@ -15,7 +15,7 @@ from llmjp_train.errors import UserError
 from llmjp_train.evaluate.answers import faulty_number, first_part, nfkc
 from llmjp_train.evaluate.japanese import Doc, in_form
 from llmjp_train.evaluate.tasks import MissingDataError
-from llmjp_train.evaluate.text_metrics import llm_jp_eval_char_f1, pearson, spearman
+from llmjp_train.evaluate.text_metrics import llm_jp_eval_char_f1, pearson, set_f1, spearman
 
 PROMPTS = "llm-jp-eval-1.3-prompts"
 _PLACE = re.compile(r"\{[^{}]*\}")
@@ -99,6 +99,22 @@ mawps_docs = partial(
 )
 
 
+jamp_docs = partial(
+    _prepared, name="jamp", asked=lambda doc: ([doc["premise"], doc["hypothesis"]], doc["gold_label"])
+)
+jsem_docs = partial(
+    _prepared, name="jsem", asked=lambda doc: ([doc["premise"], doc["hypothesis"]], doc["answer"])
+)
+jsick_docs = partial(
+    _prepared,
+    name="jsick",
+    asked=lambda doc: ([doc["sentence_A_Ja"], doc["sentence_B_Ja"]], doc["entailment_label_Ja"]),
+)
+chabsa_docs = partial(
+    _prepared, name="chabsa", asked=lambda doc: ([doc["sentence"]], "\n".join(doc["opinions"]))
+)
+
+
 def mawps_examples(docs: Any) -> Any:
     """MAWPS's examples: each ends in 答えは…です."""
 
@@ -117,6 +133,11 @@ def exact_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
 def char_f1_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """Its ``char_f1`` against one gold."""
     return {"char_f1": llm_jp_eval_char_f1(first_part(results[0]), nfkc(doc["said"].strip()))}
+
+
+def set_f1_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Its ``set_f1`` over the lines of the output."""
+    return {"set_f1": set_f1(first_part(results[0]), nfkc(doc["said"].strip()))}
 
 
 def jsts_scores(doc: Doc, results: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llmjp_train.data.tokenizers import Tokenizer, load_tokenizer
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate.fast import FastLM
 from llmjp_train.evaluate.folder import TOKENIZER_FILES, FolderLM, folder_bos
+from llmjp_train.evaluate.likelihood import Share
 from llmjp_train.evaluate.models import DecoderLM, decoder_from, device_of, dtype_of
 from llmjp_train.evaluate.network import Network
 from llmjp_train.model.hf import family_of, hf_tensors, to_hf_config
@@ -31,23 +32,39 @@ def check_runner(config: EvaluateConfig) -> None:
         raise UserError(f"runner={config.runner}: give {' or '.join(RUNNERS)}")
 
 
-def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) -> Any:
+def _bos(config: EvaluateConfig) -> bool | None:
+    """What was asked for; a chat template writes BOS itself where its model expects it."""
+    return False if config.chat and config.bos is None else config.bos
+
+
+ALONE = Share()
+
+
+def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None], share: Share = ALONE) -> Any:
     """The model of a Hugging Face folder.
 
+    Args:
+        share: this process's part of the items.
+
     Raises:
-        UserError: the folder lacks its tokenizer or a part of its weights.
+        UserError: the folder lacks its tokenizer or a part of its weights, or several processes are to share a
+            runner that cannot.
     """
     check_runner(config)
     device = device_of(config.device)
 
     def harness_s_own() -> FolderLM:
+        if share.ranks > 1:
+            raise UserError(
+                f"lm-evaluation-harness's own class runs in one process, {share.ranks} were started: start one"
+            )
         return FolderLM(
             folder,
             device=device,
             dtype=config.dtype,
             batch_size=config.batch_size,
             max_length=config.max_length,
-            bos=config.bos,
+            bos=_bos(config),
         )
 
     if config.runner == "harness":
@@ -61,8 +78,9 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None]) 
     if reason := network.why_not(longest):
         say(f"the fast runner does not fit this model: {reason}; lm-evaluation-harness's own is used")
         return harness_s_own()
-    bos = folder_bos(folder, tokenizer) if config.bos is None else config.bos
-    return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos)
+    stated_bos = _bos(config)
+    bos = folder_bos(folder, tokenizer) if stated_bos is None else stated_bos
+    return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos, share=share)
 
 
 def folder_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -100,8 +118,12 @@ def run_lm(
     tokenizer: Tokenizer,
     config: EvaluateConfig,
     say: Callable[[str], None],
+    share: Share = ALONE,
 ) -> Any:
     """The model of a training checkpoint of any layout, without an export.
+
+    Args:
+        share: this process's part of the items.
 
     Raises:
         UserError: the checkpoint is not of this model, or a value is of no use.
@@ -118,11 +140,18 @@ def run_lm(
             network = Network(from_checkpoint(reader, trained, device, dtype))
             if (reason := network.why_not(longest)) is None:
                 return FastLM(
-                    network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bool(config.bos)
+                    network,
+                    tokenizer,
+                    longest,
+                    batch_tokens=config.batch_tokens,
+                    bos=bool(config.bos),
+                    share=share,
                 )
             say(f"the fast runner does not fit this model: {reason}")
     decoder = decoder_from(reader, trained, device, dtype)
-    return DecoderLM(decoder, tokenizer, longest, batch_size=config.batch_size, bos=bool(config.bos))
+    return DecoderLM(
+        decoder, tokenizer, longest, batch_size=config.batch_size, bos=bool(config.bos), share=share
+    )
 
 
 def from_checkpoint(

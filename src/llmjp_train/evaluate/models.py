@@ -106,9 +106,17 @@ class DecoderLM(LikelihoodLM):
         *,
         batch_size: int = 16,
         bos: bool = False,
+        share: Share | None = None,
         progress: bool = True,
     ) -> None:
-        super().__init__(tokenizer, max_length=max_length, batch_size=batch_size, bos=bos, progress=progress)
+        super().__init__(
+            tokenizer,
+            max_length=max_length,
+            batch_size=batch_size,
+            bos=bos,
+            share=share,
+            progress=progress,
+        )
         self.decoder = decoder.eval()
 
     @torch.no_grad()

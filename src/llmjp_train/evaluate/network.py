@@ -9,6 +9,8 @@ from torch import Tensor
 from llmjp_train.evaluate.packing import Item, additive, pack, sees
 
 LOGITS_AT_A_TIME = 1024
+ROOM = 64
+"""Tokens that a cache has space for ahead, in generation."""
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.15}
 """Greatest difference of a probe's log-probabilities, in nats, before the fast way is given up."""
 
@@ -127,11 +129,42 @@ def shared(prefix: Prefix) -> Any:
 
 
 def growing(prefix: Prefix, rows: int) -> Any:
-    """An ordinary cache of ``rows`` sequences that start with the prefix, for generation."""
+    """A cache of ``rows`` sequences that start with the prefix, for generation.
+
+    transformers' own copies all keys and values for each new token; this one writes into room that it has.
+    """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return _filled(DynamicCache(), DynamicLayer, prefix, rows)
+    class Roomy(DynamicLayer):  # type: ignore[misc]
+        room: tuple[Tensor, ...] = ()
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **rest: Any) -> Any:
+            start = self.keys.shape[-2]
+            end = start + key_states.shape[-2]
+            if not self.room or end > self.room[0].shape[-2]:
+                self.room = tuple(_with_room(kept, end + ROOM) for kept in (self.keys, self.values))
+            for room, new in zip(self.room, (key_states, value_states), strict=True):
+                room[:, :, start:end] = new
+            self._look(end)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            length = self.keys.shape[-2]
+            self.room = tuple(each[indices] for each in self.room or (self.keys, self.values))
+            self._look(length)
+
+        def _look(self, length: int) -> None:
+            self.keys, self.values = (room[:, :, :length] for room in self.room)
+
+    return _filled(DynamicCache(), Roomy, prefix, rows)
+
+
+def _with_room(kept: Tensor, length: int) -> Tensor:
+    """A copy with space for ``length`` tokens."""
+    larger = kept.new_empty(*kept.shape[:2], length, kept.shape[-1])
+    larger[:, :, : kept.shape[-2]] = kept
+    return larger
 
 
 def _filled(cache: Any, kind: Any, prefix: Prefix, rows: int) -> Any:

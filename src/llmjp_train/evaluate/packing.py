@@ -62,6 +62,17 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i in range(length) if first[i] != second[i]), length)
 
 
+def dealt(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Places in so many parts of about the same length: the longest first, each to the shortest part."""
+    found: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        part = loads.index(min(loads))
+        found[part].append(place)
+        loads[part] += lengths[place]
+    return [sorted(places) for places in found]
+
+
 def batches_of(lengths: Sequence[int], budget: int, most: int = 1024) -> list[list[int]]:
     """Places in batches of at most ``budget`` tokens with their padding, longest first; one alone may be longer."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ FIGURES: dict[str, Figure] = {
     "pearson": text_metrics.pearson,
     "spearman": text_metrics.spearman,
     "macro_f1": text_metrics.macro_f1,
+    **{name: partial(text_metrics.of_counts, name=name) for name in text_metrics.TRANSLATION},
 }
 """From items' values to a figure, by metric; a metric that is not here is a mean."""
 
@@ -100,7 +102,12 @@ def error_and_interval(
         if stderr and max(clusters) + 1 < len(values):
             independent = min(independent, value * (1 - value) / stderr**2)
         return (stderr, *scores.wilson(value, independent))
-    return (None, None, None) if stderr is None else (stderr, *scores.normal(value, stderr))
+    if stderr is None:
+        return None, None, None
+    low, high = scores.normal(value, stderr)
+    if all(0 <= v <= 1 for v in values):
+        low, high = max(low, 0.0), min(high, 1.0)  # the mean of shares is one
+    return stderr, low, high
 
 
 def mean_of(

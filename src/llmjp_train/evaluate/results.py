@@ -86,8 +86,12 @@ def baselines(loaded: Any, samples: Sequence[Sample]) -> tuple[float | None, flo
     return sum(1 / len(options) for options in choices) / len(choices), majority(golds)
 
 
-def item_line(name: str, sample: Sample, cluster: str) -> dict[str, Any]:
-    """An item's line: enough for a paired comparison of two models, without the item's text (licences)."""
+def item_line(name: str, sample: Sample, cluster: str, seconds: float | None = None) -> dict[str, Any]:
+    """An item's line: enough for a paired comparison of two models, without the item's text (licences).
+
+    Args:
+        seconds: its share of the time of the batches that it was in; none: not measured.
+    """
     doc = sample["doc"]
     identity = next((doc[key] for key in ("id", "q_id", "qid") if key in doc), sample["doc_id"])
     line: dict[str, Any] = {"task": name, "id": identity, "index": int(sample["doc_id"])}
@@ -103,6 +107,8 @@ def item_line(name: str, sample: Sample, cluster: str) -> dict[str, Any]:
     line["metrics"] = {metric: _plain(sample[metric]) for metric in sample["metrics"]}
     line["cluster"] = cluster
     line["prompt_sha256"] = sample["prompt_hash"]
+    if seconds is not None:
+        line["seconds"] = round(seconds, 6)
     return line
 
 

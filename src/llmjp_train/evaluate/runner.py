@@ -28,6 +28,8 @@ def evaluate(
     include: Sequence[str] = (),
     items_path: Path | None = None,
     settings: dict[str, Any] | None = None,
+    chat: bool = False,
+    first: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluate ``lm`` on the chosen tasks, one after the other.
@@ -37,10 +39,12 @@ def evaluate(
         model: name of the run or folder, for the record.
         items_path: JSONL file that gets a line for each item; none: not written.
         settings: what else the record should say of how the model was run.
+        chat: write each item in the tokenizer's chat template.
+        first: of several processes that share the items, the one that scores and reports; others compute alone.
         say: told what begins.
 
     Returns:
-        The payload of `evaluate.schema`, as a dict.
+        The payload of `evaluate.schema`, as a dict; empty where this is not the first process.
 
     Raises:
         UserError: no tasks, a task that the model cannot do, or a model whose figures are not finite.
@@ -57,16 +61,18 @@ def evaluate(
             continue
         say(f"{entry.task.name}: {_size(entry)}")
         try:
-            done[entry.task.name] = _run_task(lm, entry, list(include), lines)
+            if not first:
+                harness.ask(lm, _loaded(lm, entry, list(include)), entry.limit, chat=chat)
+                continue
+            done[entry.task.name] = _run_task(lm, entry, list(include), lines, chat)
         except MissingDataError as error:
             if not entry.optional:
                 raise
             left_out.append(str(error))
+    if not first:
+        return {}
     if items_path is not None:
-        items_path.parent.mkdir(parents=True, exist_ok=True)
-        items_path.write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
+        _write(items_path, lines)
     groups = averages.group_averages(
         {n: g for n, g in asked.groups.items() if done.keys() >= set(g.tasks)}, done
     )
@@ -89,6 +95,11 @@ def evaluate(
     return payload.to_dict()
 
 
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
 def _size(entry: Chosen) -> str:
     if not entry.task.local:
         return "items from elsewhere"
@@ -105,13 +116,10 @@ def _settings(lm: Any) -> dict[str, Any]:
     return found
 
 
-def _run_task(lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, Any]]) -> TaskResult:
+def _loaded(lm: Any, entry: Chosen, include: list[str]) -> Any:
+    """The harness's task, which the model can do."""
     from llmjp_train.evaluate.likelihood import LikelihoodLM
 
-    began = time.perf_counter()
-    encoder = getattr(lm, "encoder", None)
-    if encoder is not None:
-        encoder.counts = Counts()
     loaded = harness.load_task(entry, include)
     harness.check(
         entry.task,
@@ -119,13 +127,28 @@ def _run_task(lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, 
         likelihood_only=isinstance(lm, LikelihoodLM),
         knows_greedy=getattr(lm, "knows_greedy", True),
     )
-    found = harness.run(lm, loaded, entry.limit)
+    return loaded
+
+
+def _run_task(
+    lm: Any, entry: Chosen, include: list[str], lines: list[dict[str, Any]], chat: bool
+) -> TaskResult:
+    began = time.perf_counter()
+    encoder = getattr(lm, "encoder", None)
+    if encoder is not None:
+        encoder.counts = Counts()
+    lm.seconds = {}
+    loaded = _loaded(lm, entry, include)
+    found = harness.run(lm, loaded, entry.limit, chat=chat)
     task, name = entry.task, entry.task.name
     samples = sorted(found["samples"][name], key=lambda sample: int(sample["doc_id"]))
     items = results.first_rule(samples)
     results.check_finite(name, items)
     clusters = results.clusters_of(task, items)
-    lines.extend(results.item_line(name, s, cluster) for s, cluster in zip(items, clusters, strict=True))
+    lines.extend(
+        results.item_line(name, s, cluster, lm.seconds.get(int(s["doc_id"])))
+        for s, cluster in zip(items, clusters, strict=True)
+    )
     counts = encoder.counts if encoder is not None else Counts()
     metadata = task.metadata
     # A graded scale has no right choice that could be guessed.

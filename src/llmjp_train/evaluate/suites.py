@@ -39,6 +39,8 @@ class Suite:
     """First items only, by task; ``all`` for every task."""
     harness: dict[str, dict[str, Any]] = field(default_factory=dict)
     """lm-evaluation-harness's own tasks: file below its tasks folder, licence and version of the items."""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Groups among the harness's own tasks: those of one pattern of files."""
     categories: dict[str, list[str]] = field(default_factory=dict)
     """Tasks whose mean is a category's figure; a task that is not known here makes it not comparable."""
     average_of: list[str] = field(default_factory=list)
@@ -51,7 +53,9 @@ class Suite:
     @property
     def names(self) -> list[str]:
         """Everything that it runs."""
-        return [*self.tasks, *self.tasks_if_data, *self.harness]
+        grouped = {task for tasks in self.groups.values() for task in tasks}
+        single = [task for task in self.harness if task not in grouped]
+        return [*self.tasks, *self.tasks_if_data, *single, *self.groups]
 
     def limit(self, task: str) -> int | None:
         """First items of ``task`` that count; none: all."""
@@ -90,18 +94,44 @@ def load_suite(name: str, include: Sequence[str] = ()) -> Suite:
     limits = {task: size for part in parts for task in part.names if (size := part.limit(task)) is not None}
     limits |= {str(task): int(size) for task, size in (settings.get("limits") or {}).items()}
     harness = {task: facts for part in parts for task, facts in part.harness.items()}
+    groups = {group: tasks for part in parts for group, tasks in part.groups.items()}
+    for task, facts in (settings.get("harness") or {}).items():
+        if "files" not in facts:
+            harness[str(task)] = dict(facts)
+            continue
+        found = _of_pattern(str(task), dict(facts))
+        harness |= found
+        groups[str(task)] = list(found)
     return Suite(
         name,
         str(settings.get("description", "")),
         joined("tasks"),
         joined("tasks_if_data"),
         limits,
-        harness | {str(task): dict(facts) for task, facts in (settings.get("harness") or {}).items()},
+        harness,
+        groups,
         {str(key): [str(t) for t in tasks] for key, tasks in (settings.get("categories") or {}).items()},
         [str(each) for each in settings.get("average_of") or []],
         joined("faults"),
         joined("differs"),
     )
+
+
+def _of_pattern(group: str, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The harness's own tasks of a pattern of files, each named as its file.
+
+    Raises:
+        UserError: the installed harness has no such file.
+    """
+    pattern, title = str(facts.pop("files")), str(facts.get("title", group))
+    folder = _harness_folder()
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise UserError(f"tasks {group}: the installed lm-eval has no {pattern}: its tasks have moved")
+    return {
+        path.stem: facts | {"file": str(path.relative_to(folder)), "title": f"{title}: {path.stem}"}
+        for path in paths
+    }
 
 
 @dataclass(frozen=True)
@@ -167,6 +197,7 @@ def choice(
     _check(num_fewshot, limit, licences)
     known, groups = find_tasks(include), find_groups(include)
     picked = Suite("", "", list(tasks), [], {}) if tasks else load_suite(suite, include)
+    groups = groups | {name: Group(name, members, weighted=True) for name, members in picked.groups.items()}
     chosen: list[Chosen] = []
     skipped: list[str] = []
     for name, group, optional in _listed(picked, groups):
@@ -230,17 +261,22 @@ def harness_task(name: str, facts: dict[str, Any]) -> TaskFile:
     Raises:
         UserError: the installed harness has no such file.
     """
-    from importlib.util import find_spec
-
-    spec = find_spec("lm_eval")
-    assert spec is not None, "lm-eval is a requirement"
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "tasks" / str(facts["file"])
+    path = _harness_folder() / str(facts["file"])
     if not path.is_file():
         raise UserError(f"task {name}: the installed lm-eval has no {facts['file']}: its tasks have moved")
     settings = load_yaml(path)
     metadata = {**(settings.get("metadata") or {}), **facts}
     return TaskFile(name, path, {**settings, "task": name, "metadata": metadata})
+
+
+def _harness_folder() -> Path:
+    """The installed harness's folder of tasks; without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec("lm_eval")
+    assert spec is not None, "lm-eval is a requirement"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
 
 
 def _check_sandbox(task: TaskFile) -> None:

@@ -24,8 +24,9 @@ def show_results(payload: dict[str, Any], console: Console | None = None) -> Non
     grouped = {task for a in payload.get("averages", []) if a["kind"] == "group" for task in a["tasks"]}
     shown = {name: task for name, task in payload["tasks"].items() if name not in grouped}
     for name, task in shown.items():
-        for metric, figures in task["metric"].items():
-            main = metric == task["main_metric"]
+        # The main one first: it carries the task's name.
+        for metric in sorted(task["metric"], key=lambda key: key != task["main_metric"]):
+            figures, main = task["metric"][metric], metric == task["main_metric"]
             low, high = figures["low"], figures["high"]
             table.add_row(
                 name if main else "",
@@ -97,7 +98,7 @@ def _figure(value: float | None) -> str:
 
 
 def describe(task: TaskFile) -> dict[str, Any]:
-    """A task's size, metrics, licence and baseline, and whether its data are here."""
+    """A task's size, metrics, licence and baseline, whether its data are here, and whether we have run it on them."""
     row: dict[str, Any] = {
         "task": task.name,
         "title": str(task.metadata.get("title", "")),
@@ -108,6 +109,7 @@ def describe(task: TaskFile) -> dict[str, Any]:
         "items": None,
         "majority_baseline": None,
         "data": "from elsewhere",
+        "tried": task.local and not task.metadata.get("not_run"),
     }
     if not task.local:
         return row
@@ -155,6 +157,11 @@ def show_tasks(
     _print_whole(console, table)
     for message in dict.fromkeys(row["data"] for row in rows if row["data"].startswith("missing")):
         console.print(message.removeprefix("missing: "), highlight=False, soft_wrap=True)
+    untried = dict.fromkeys(member.get(row["task"], row["task"]) for row in rows if not row["tried"])
+    if untried:
+        console.print(
+            f"not run on real data by this project: {', '.join(untried)}", highlight=False, soft_wrap=True
+        )
     for name, tasks in suites.items():
         console.print(f"suite={name}: {', '.join(tasks)}", highlight=False, soft_wrap=True)
 

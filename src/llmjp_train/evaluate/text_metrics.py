@@ -7,6 +7,8 @@ that one with its faults, so that published figures can be set beside ours.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -143,6 +145,29 @@ def chrf(pairs: Sequence[tuple[str, str]]) -> float:
 
     golds, predictions = [gold for gold, _ in pairs], [prediction for _, prediction in pairs]
     return float(sacrebleu.corpus_chrf(predictions, [golds]).score)
+
+
+TRANSLATION = ("chrf", "bleu_char", "bleu_13a")
+"""Corpus metrics by sacrebleu; BLEU's name ends in its tokenizer: char for Japanese, 13a for English."""
+
+
+@cache
+def _sacrebleu(name: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF() if name == "chrf" else BLEU(tokenize=name.removeprefix("bleu_"))
+
+
+def translation_counts(prediction: str, gold: str, name: str) -> list[int]:
+    """What a sentence adds to a corpus metric: kept for each item, so that intervals need no second counting."""
+    found: list[int] = _sacrebleu(name)._extract_corpus_statistics([prediction], [[gold]])[0]
+    return found
+
+
+def of_counts(counts: Sequence[Sequence[int]], name: str) -> float:
+    """The corpus metric, 0 to 100, from each sentence's counts."""
+    return float(_sacrebleu(name)._aggregate_and_compute([list(each) for each in counts]).score)
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:

@@ -25,6 +25,8 @@ class Series:
     points: Sequence[Pair]
     dots: bool = False
     """Show each point, as long as they are few."""
+    intervals: Sequence[tuple[float, float, float]] = ()
+    """x, lower and upper end, drawn as a band where the points are few enough to be drawn as they are."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ def chart(
         points: most points of a line.
         span: first and last step, so that several charts share an axis; none: those of the series.
     """
-    reduced = [(line, *_reduced(line.points, points)) for line in series]
+    reduced = [
+        (line, middle, band or list(line.intervals))
+        for line in series
+        for middle, band in [_reduced(line.points, points)]
+    ]
     values = [y for _, middle, band in reduced for y in _values(middle, band)]
     steps = [x for line in series for x, y in line.points if y is not None]
     if not values:

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmjp_train import __version__
 from llmjp_train.evaluate.compare import Comparison
+from llmjp_train.evaluate.references import published
 from llmjp_train.evaluate.suites import COMMERCIAL
 from llmjp_train.evaluate.tasks import MissingDataError, TaskFile, find_tasks
 from llmjp_train.publish.evaluation_words import LANGUAGES, WORDS
@@ -46,7 +47,12 @@ def write_evaluation(
         write_text(
             folder / f"index{_suffix(language)}.html",
             _render(
-                "evaluation.html.j2", language, page=payload, samples=samples, families=families(payload)
+                "evaluation.html.j2",
+                language,
+                page=payload,
+                samples=samples,
+                families=families(payload),
+                published=published(figures_of(payload)),
             ),
         )
         for language in LANGUAGES
@@ -117,14 +123,23 @@ def families(payload: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         if name in grouped or not 0 <= metric["value"] <= 1 or not metric["higher_is_better"]:
             continue
         bar = {"name": name, "metric": task["main_metric"], "baseline": task["majority_baseline"], **metric}
+        bar["published"] = published([f"{name}.{task['main_metric']}"])
         found.setdefault(task.get("family") or name, []).append(bar)
     for group in groups:
         first = payload["tasks"][group["tasks"][0]]
         baselines = [payload["tasks"][task]["majority_baseline"] for task in group["tasks"]]
         baseline = None if None in baselines else sum(baselines) / len(baselines)
         bar = {"name": group["name"], "metric": first["main_metric"], "baseline": baseline, **group}
+        bar["published"] = []
         found.setdefault(first.get("family") or group["name"], []).append(bar)
     return found
+
+
+def figures_of(payload: dict[str, Any]) -> list[str]:
+    """Names of the figures that published scores may stand beside: TASK.METRIC, categories and averages."""
+    found = [f"{name}.{metric}" for name, task in payload["tasks"].items() for metric in task["metric"]]
+    # Another suite's mean of tasks is not llm-jp-eval's.
+    return found + [a["name"] for a in payload.get("averages", []) if a["kind"] != "group"]
 
 
 def samples_of(

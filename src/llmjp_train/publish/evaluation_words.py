@@ -18,6 +18,11 @@ WORDS: dict[str, dict[str, str]] = {
         "intervals over items.",
         "compared": "Paired item by item. Intervals are of each task alone; p values are of a randomisation test, "
         "corrected for all rows by Holm's rule. Visible: the smallest difference that four of five would see.",
+        "published": "Published scores of other models", "model": "Model", "source": "Source",
+        "dotted": "Dotted lines are published scores of other models, listed below with what differs.",
+        "Own items": "Own items", "Common sense": "Common sense", "Acceptability": "Acceptability", "Code": "Code",
+        "Extraction": "Extraction", "Maths": "Maths", "NLI": "NLI", "QA": "QA",
+        "Reading": "Reading", "STS": "STS", "Translation": "Translation", "mean of tasks": "mean of tasks",
         "sorted": "sort by", "other": "日本語",
     },
     "ja": {
@@ -35,6 +40,11 @@ WORDS: dict[str, dict[str, str]] = {
         "baseline": "棒の中の線は、常に最頻の答えを返したときの値。ひげは問題についての 95 % 区間。",
         "compared": "問題ごとに対応させた比較。区間は各タスク単独のもの。p 値は無作為化検定により、全行について Holm の"
         "方法で補正した。検出限界は、五回に四回は見いだせる最小の差。",
+        "published": "他のモデルの公表値", "model": "モデル", "source": "出典",
+        "dotted": "点線は他のモデルの公表値（下の表に、条件の違いとともに示す）。",
+        "Own items": "自作の問題", "Common sense": "常識", "Acceptability": "容認性", "Code": "プログラム",
+        "Extraction": "抽出", "Maths": "算数・数学", "NLI": "自然言語推論", "QA": "質問応答",
+        "Reading": "読解", "STS": "文の類似度", "Translation": "翻訳", "mean of tasks": "タスクの平均",
         "sorted": "並べ替え：", "other": "English",
     },
 }  # fmt: skip

@@ -10,7 +10,7 @@ from llmjp_train import __version__
 from llmjp_train.config.derive import human, table
 from llmjp_train.errors import UserError
 from llmjp_train.publish.charts import POINTS, Chart, Mark, Series, chart, short
-from llmjp_train.publish.facts import Facts, facts
+from llmjp_train.publish.facts import Facts, Score, facts
 from llmjp_train.runlog.incidents import seconds_between
 from llmjp_train.runlog.reading import STARTS, describe, is_incident, validations
 from llmjp_train.runlog.record import RunRecord
@@ -187,18 +187,36 @@ def _marks(events: list[dict[str, Any]]) -> list[Mark]:
 
 
 def _evaluation_charts(found: Facts, span: tuple[float, float] | None) -> list[Chart | None]:
-    """Main metrics of the evaluations in training, where there are several to draw a line through."""
-    lines: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
+    """Main metrics with their 95 % intervals over the steps, where several checkpoints were evaluated alike.
+
+    Those in training and those beside it are drawn apart: a limit may differ. Published scores are level lines.
+    """
+    from llmjp_train.evaluate.references import published
+
+    lines: dict[tuple[str, str, str], list[tuple[int, Score]]] = {}
     for one in found.evaluations:
-        if one.in_loop and one.step is not None:
+        if one.step is not None:
+            kind = "in training" if one.in_loop else f"suite {one.suite}" if one.suite else "beside it"
             for score in one.scores:
                 if score.main:
-                    lines.setdefault((score.task, score.metric), []).append((one.step, score.value))
-    return [
-        chart(task, metric, [Series(metric, points, dots=True)], span=span)
-        for (task, metric), points in lines.items()
-        if len(points) > 1
-    ]
+                    lines.setdefault((score.task, score.metric, kind), []).append((one.step, score))
+    drawn = []
+    for (task, metric, kind), points in lines.items():
+        if len(points) < 2:
+            continue
+        bands = [
+            (float(x), each.low, each.high)
+            for x, each in points
+            if each.low is not None and each.high is not None
+        ]
+        ends = [float(points[0][0]), float(points[-1][0])]
+        series = [Series(metric, [(x, each.value) for x, each in points], dots=True, intervals=bands)]
+        series += [
+            Series(f"{other.model}, published", [(x, other.value) for x in ends])
+            for other in published([f"{task}.{metric}"])
+        ]
+        drawn.append(chart(task, f"{metric}, 95 % interval, {kind}", series, span=span))
+    return drawn
 
 
 def _values(found: Facts) -> list[dict[str, Any]]:

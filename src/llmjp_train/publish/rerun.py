@@ -122,7 +122,8 @@ def _run(
         models[key] = folder_lm(folder, config, lambda text: None)
     with tempfile.TemporaryDirectory() as place:
         items = Path(place) / "items.jsonl"
-        evaluate(models[key], asked, model=str(folder), items_path=items)
+        chat = bool(settings.get("chat"))
+        evaluate(models[key], asked, model=str(folder), items_path=items, chat=chat)
         return [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
 
 
