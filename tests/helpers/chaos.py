@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.runs import events, last_row, losses, train
-from helpers.throwaway import ENDED, Slurm
+from helpers.throwaway import ENDED, Slurm, processes, ranks
 
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.launch.job import folders
@@ -123,25 +123,6 @@ class Chaos:
         path = self.run_dir / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    def processes(self) -> dict[int, int]:
-        """Supervisors and ranks, each with its parent; srun names them too, and is another program."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
-            except OSError:
-                continue
-            if words.startswith(sys.executable.encode()) and str(self.run_dir).encode() in words:
-                state, parent = stat.rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    found[int(process.name)] = int(parent)
-        return found
-
-    def ranks(self) -> list[int]:
-        """Processes that train."""
-        found = self.processes()
-        return sorted(pid for pid, parent in found.items() if parent in found)
-
     def node(self) -> str:
         """A node of the job."""
         return self.draw.choice(
@@ -157,8 +138,8 @@ class Chaos:
             BrokenPromiseError: it did not end as its row says.
         """
         self.progress(EVERY + self.draw.randrange(2 * EVERY))
-        if len(self.ranks()) != 2:
-            raise BrokenPromiseError(f"before {kind}: {len(self.ranks())} ranks instead of 2")
+        if len(ranks(self.run_dir)) != 2:
+            raise BrokenPromiseError(f"before {kind}: {len(ranks(self.run_dir))} ranks instead of 2")
         before, saved = self.starts(), self._saved()
         known = len(events(self.run_dir))
         struck, step = time.time(), self.step
@@ -198,13 +179,13 @@ class Chaos:
     # The faults.
 
     def kill_rank(self) -> None:
-        os.kill(self.draw.choice(self.ranks()), signal.SIGKILL)
+        os.kill(self.draw.choice(ranks(self.run_dir)), signal.SIGKILL)
 
     def hang(self) -> None:
-        os.kill(self.draw.choice(self.ranks()), signal.SIGSTOP)
+        os.kill(self.draw.choice(ranks(self.run_dir)), signal.SIGSTOP)
 
     def slow(self) -> None:
-        rank = self.draw.choice(self.ranks())
+        rank = self.draw.choice(ranks(self.run_dir))
         for _ in range(10):
             os.kill(rank, signal.SIGSTOP)
             time.sleep(0.2)
@@ -212,7 +193,7 @@ class Chaos:
             time.sleep(0.05)
 
     def kill_supervisor(self) -> None:
-        found = self.processes()
+        found = processes(self.run_dir)
         os.kill(
             self.draw.choice(sorted({parent for parent in found.values() if parent in found})), signal.SIGKILL
         )
@@ -257,7 +238,7 @@ class Chaos:
             byte = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 0xFF]))
-        for rank in self.ranks():
+        for rank in ranks(self.run_dir):
             os.kill(rank, signal.SIGKILL)
         self.slurm.wait_job(job, seconds=PATIENCE)
         self.llmjp("resume", "--requeue", self.run_dir, "resume=latest-valid")
@@ -331,8 +312,8 @@ def chaos(slurm: Slurm, folder: Path, words: Sequence[str], kinds: Sequence[str]
     job = one.job
     one.llmjp("stop", one.run_dir)
     slurm.wait_job(job, seconds=90)
-    if one.processes():
-        raise BrokenPromiseError(f"processes are left: {one.processes()}")
+    if processes(one.run_dir):
+        raise BrokenPromiseError(f"processes are left: {processes(one.run_dir)}")
     return found
 
 

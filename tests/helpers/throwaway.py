@@ -105,3 +105,28 @@ def cluster(nodes: int, gpus: int = 0, cpus: int = 16) -> Iterator[Slurm]:
         keeper.communicate(timeout=30)  # closes its standard input
         assert load()._strays(root) == []
         shutil.rmtree(root, ignore_errors=True)
+
+
+def processes(run_dir: Path) -> dict[int, int]:
+    """Supervisors and ranks of a run's jobs, each with its parent; srun names them too, and is another program."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
+        except OSError:
+            continue
+        if (
+            words.startswith(sys.executable.encode())
+            and b"train_node" in words
+            and str(run_dir).encode() in words
+        ):
+            state, parent = stat.rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(process.name)] = int(parent)
+    return found
+
+
+def ranks(run_dir: Path) -> list[int]:
+    """Those of them that train."""
+    found = processes(run_dir)
+    return sorted(pid for pid, parent in found.items() if parent in found)

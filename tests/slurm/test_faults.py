@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import events, losses, train
-from helpers.throwaway import Slurm
+from helpers.throwaway import Slurm, processes, ranks
 from helpers.toy import small_run
 
 from llmjp_train.launch.job import folders
@@ -22,23 +22,6 @@ SHORT = ("schedule.length=20", *SIZES[1:])
 
 def rows(run_dir: Path) -> int:
     return len(losses(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
-
-
-def rank_processes(run_dir: Path) -> list[int]:
-    """Ranks of a run: children of its supervisors."""
-    found: dict[int, int] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
-        except OSError:
-            continue
-        if (
-            words.startswith(sys.executable.encode())
-            and b"train_node" in words
-            and str(run_dir).encode() in words
-        ):
-            found[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
-    return sorted(pid for pid, parent in found.items() if parent in found)
 
 
 def calm_losses(tmp_path: Path, prepared: Path, tokenizer_folder: Path) -> list[tuple[int, float, float]]:
@@ -55,9 +38,9 @@ def test_a_rank_that_hangs_is_found_and_the_run_ends_as_if_nothing_had_been(
     run_dir = tmp_path / "hung"
     slurm.run(*LLMJP, "submit", *small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES), cwd=tmp_path)
     slurm.wait(lambda: rows(run_dir) > 10, 200, "10 steps")
-    ranks = rank_processes(run_dir)
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGSTOP)
+    found = ranks(run_dir)
+    assert len(found) == 2
+    os.kill(found[1], signal.SIGSTOP)
     (folder,) = folders(run_dir)
     assert slurm.wait_job(folder.scheduler_id, seconds=300) == "COMPLETED"
     (incident,) = events(run_dir, "incident")
@@ -68,7 +51,7 @@ def test_a_rank_that_hangs_is_found_and_the_run_ends_as_if_nothing_had_been(
     assert "in all_reduce" in printed, (
         "the stack of the rank that waited; the one that was stopped cannot show its own"
     )
-    assert rank_processes(run_dir) == []
+    assert processes(run_dir) == {}
     assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.runs import events, losses, train
-from helpers.throwaway import Slurm
+from helpers.throwaway import Slurm, processes, ranks
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
@@ -27,27 +27,6 @@ def steps(run_dir: Path) -> int:
 def said(slurm: Slurm, *words: object) -> Any:
     """JSON that a command prints."""
     return json.loads(slurm.run(*LLMJP, *words, "--json"))
-
-
-def ranks_of(run_dir: Path) -> list[int]:
-    """Living processes that belong to a run's jobs: supervisors and ranks."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if (
-            words.startswith(sys.executable.encode())
-            and b"train_node" in words
-            and str(run_dir).encode() in words
-        ):
-            found.append(int(process.name))
-    return found
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.slow
@@ -73,10 +52,9 @@ def test_a_run_survives_a_killed_rank_and_stops_when_asked(
     assert now["next_save_step"] % 10 == 0
     assert 0 < now["job_seconds_left"] < 600
 
-    processes = ranks_of(run_dir)
-    ranks = [pid for pid in processes if parent(pid) in processes]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
+    found = ranks(run_dir)
+    assert len(found) == 2
+    os.kill(found[1], signal.SIGKILL)
     slurm.wait(lambda: len(events(run_dir, "resume")) == 1, 90, "a restart inside the job")
     (incident,) = said(slurm, "incidents", run_dir)
     assert incident["kind"] == "rank_died"
@@ -97,7 +75,7 @@ def test_a_run_survives_a_killed_rank_and_stops_when_asked(
     last = events(run_dir, "stop")[-1]
     assert (last["reason"], last["outcome"]) == ("stop file", "stopped")
     assert committed(run_dir)[-1].step == last["step"], "a gentle stop loses no step"
-    assert ranks_of(run_dir) == []
+    assert processes(run_dir) == {}
     ended = said(slurm, "status", run_dir)[0]
     assert (ended["state"], ended["jobs"]) == ("stopped", [])
     assert ended["last_incident"].startswith("step ")
@@ -164,7 +142,7 @@ def test_a_requeued_job_and_one_cancelled_gently(
     assert "asked the run to save and end" in done
     assert slurm.wait_job(folder.scheduler_id) == "FAILED"
     assert committed(run_dir)[-1].step == events(run_dir, "stop")[-1]["step"]
-    assert ranks_of(run_dir) == []
+    assert processes(run_dir) == {}
     again = slurm.run(*LLMJP, "cancel", run_dir, check=False)
     assert "has no job that runs or waits" in again
 
