@@ -87,8 +87,7 @@ def _sweep(args: argparse.Namespace, asked: "Asked") -> int:
     Raises:
         ConfigError: what is wrong with any of them; nothing is submitted.
     """
-    from llmjp_train.commands.train_sweep import at_once
-    from llmjp_train.config.sweep import sweep_runs
+    from llmjp_train.config.sweep import at_once, sweep_runs
     from llmjp_train.launch.submit import submit_sweep
 
     refused = {

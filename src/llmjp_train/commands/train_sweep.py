@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmjp_train import exit_codes
 from llmjp_train.commands import train
-from llmjp_train.config.compose import ConfigError
-from llmjp_train.config.sweep import SweepRun, sweep_runs
+from llmjp_train.config.sweep import SweepRun, at_once, sweep_runs
 from llmjp_train.errors import UserError
 from llmjp_train.parallel.world import world
 
@@ -58,30 +57,6 @@ def _checked(args: argparse.Namespace, runs: Sequence[SweepRun]) -> Path:
         return train.checked(argparse.Namespace(**{**vars(args), "overrides": list(one.overrides)}))[0]
 
     return Path(at_once(runs, checked)[-1].run_dir)
-
-
-def at_once(runs: Sequence[SweepRun], checked: Callable[[SweepRun], "TrainConfig"]) -> "list[TrainConfig]":
-    """The configuration of each run.
-
-    Raises:
-        ConfigError: what is wrong with any of them, all at once, with the runs that it is wrong in.
-    """
-    wrong: dict[str, list[str]] = {}
-    found = []
-    for one in runs:
-        try:
-            found.append(checked(one))
-        except ConfigError as error:
-            for message in error.messages:
-                wrong.setdefault(message, []).append(" ".join(one.differs))
-        except UserError as error:
-            wrong.setdefault(str(error), []).append(" ".join(one.differs))
-    if wrong:
-        every = len(runs)
-        raise ConfigError(
-            [m if len(where) == every else f"{'; '.join(where)}: {m}" for m, where in wrong.items()]
-        )
-    return found
 
 
 def _start(words: Sequence[str], stops: "Stops") -> int:

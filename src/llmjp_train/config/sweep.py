@@ -1,12 +1,14 @@
 """A sweep: the runs that overrides with several values stand for, read as Hydra's -m reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from llmjp_train.config.compose import ConfigError
+from llmjp_train.config.root import TrainConfig
 from llmjp_train.errors import UserError
 
 
@@ -38,6 +40,30 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
             "-m has no effect without a key of several values: give them with commas, optimizer.lr=1e-4,3e-4"
         )
     return [SweepRun(tuple(chosen[index] for index in several), chosen) for chosen in product(*choices)]
+
+
+def at_once(runs: Sequence[SweepRun], checked: Callable[[SweepRun], TrainConfig]) -> list[TrainConfig]:
+    """The configuration of each run.
+
+    Raises:
+        ConfigError: what is wrong with any of them, all at once, with the runs that it is wrong in.
+    """
+    wrong: dict[str, list[str]] = {}
+    found = []
+    for one in runs:
+        try:
+            found.append(checked(one))
+        except ConfigError as error:
+            for message in error.messages:
+                wrong.setdefault(message, []).append(" ".join(one.differs))
+        except UserError as error:
+            wrong.setdefault(str(error), []).append(" ".join(one.differs))
+    if wrong:
+        every = len(runs)
+        raise ConfigError(
+            [m if len(where) == every else f"{'; '.join(where)}: {m}" for m, where in wrong.items()]
+        )
+    return found
 
 
 def _values(text: str) -> list[str]:
