@@ -118,6 +118,8 @@ def export(
     with partial_folder(out, sum(shard.bytes for shard in shards)) as partial:
         _write_configs(partial, config.model, tokenizer, dtype)
         _write_shards(partial, shards, reader, dtype, report)
+        for shard in shards:  # safetensors lets the owner alone read them
+            shutil.copymode(partial / "config.json", partial / shard.file)
         certificate = parity.certify(
             partial, reader, config.model, dtype=dtype, whole=whole, source=source, progress=report
         )
@@ -217,9 +219,6 @@ def _write_shards(
             done += tensors[entry.name].nbytes
         files |= dict.fromkeys(tensors, shard.file)
         save_file(tensors, folder / shard.file, metadata={"format": "pt"})
-        shutil.copymode(
-            folder / "config.json", folder / shard.file
-        )  # safetensors lets the owner alone read it
         del tensors
     report("tensors written", total, total)
     if len(shards) > 1:
