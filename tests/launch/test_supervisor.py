@@ -90,7 +90,27 @@ def test_an_exception_is_a_failure_with_its_traceback_kept(tmp_path: Path) -> No
     result = supervised(tmp_path, main)
     assert (result.code, result.kind, result.rank) == (exit_codes.FAILED, "rank_died", 0)
     assert result.codes == [exit_codes.FAILED, -signal.SIGKILL]
+    assert result.reason == "rank 0 ended with exit code 1: RuntimeError: no such kernel"
     assert "RuntimeError: no such kernel" in (tmp_path / "node.txt").read_text()
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_a_rank_that_runs_out_of_memory_says_so(tmp_path: Path, where: str) -> None:
+    def main() -> int:
+        import torch
+
+        if rank() == 1 and where == "host":
+            torch.empty(1 << 50)
+        if rank() == 1:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 96.00 GiB."
+            )  # no GPU here to fill
+        time.sleep(100)
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main)
+    assert (result.kind, result.rank) == ("out_of_memory", 1)
+    assert "rank 1 ended with exit code 1: " in result.reason
 
 
 def test_the_failure_of_another_node_ends_this_one(tmp_path: Path) -> None:

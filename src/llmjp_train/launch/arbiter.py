@@ -174,7 +174,7 @@ def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: 
     kind = evidence.get("kind") or "crash"
     if kind == "bad_node":
         return _bad_node(folder, job, record, evidence, again=in_a_row < job.max_restarts)
-    if kind == "rank_died" and evidence.get("own_error") and len(same) >= 1:
+    if kind in ("rank_died", "out_of_memory") and evidence.get("own_error") and len(same) >= 1:
         reason = f"the same fault at step {step} twice, so it is deterministic: {what}"
     elif in_a_row >= job.max_restarts:
         reason = f"{in_a_row + 1} faults with no new checkpoint in between: {what}"

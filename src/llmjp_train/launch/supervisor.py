@@ -7,6 +7,7 @@ together: when one dies, or the nodes of the others say that theirs did.
 import ctypes
 import json
 import os
+import re
 import selectors
 import signal
 import sys
@@ -25,6 +26,8 @@ from llmjp_train.parallel.world import rank_environment
 _PDEATHSIG = 1
 FAILED = "failed"
 """File in an attempt's folder: a node's ranks have failed, so that the others' must end."""
+_EXCEPTION = re.compile(rb"[\w.]*(Error|Exception)(: |\s*\Z)")
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
@@ -36,7 +39,7 @@ class Result:
     reason: str = ""
     """What ended it, in words; empty after an orderly end."""
     kind: str = ""
-    """rank_died, hang, peer, bad_node, or empty."""
+    """rank_died, out_of_memory, hang, peer, bad_node, or empty."""
     rank: int | None = None
     """The rank that was first."""
     host: str = ""
@@ -88,6 +91,8 @@ class Supervisor:
         self._pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
         self._pipes: dict[int, bytes] = {}
+        self._errors: dict[int, str] = {}
+        """The last line of a rank that names an exception."""
         self._selector = selectors.DefaultSelector()
         self._failed_at = 0.0
         self.result = Result(0, host=os.uname().nodename)
@@ -201,7 +206,12 @@ class Supervisor:
             # Of two that ended in one moment the one that a signal killed came first: the other missed it.
             local_rank = min(bad, key=lambda one: (bad[one] >= 0, one))
             code, rank = bad[local_rank], self.node * self.local + local_rank
-            self._fail("rank_died" if code < 0 or code == exit_codes.FAILED else "", _said(rank, code), rank)
+            self._drain(0)
+            error = self._errors.get(local_rank, "") if code == exit_codes.FAILED else ""
+            kind = "rank_died" if code < 0 or code == exit_codes.FAILED else ""
+            if _OUT_OF_MEMORY.search(error):
+                kind = "out_of_memory"
+            self._fail(kind, _said(rank, code) + (f": {error}" if error else ""), rank)
 
     def _fail(self, kind: str, reason: str, rank: int | None) -> None:
         self._failed_at = time.monotonic()
@@ -245,6 +255,9 @@ class Supervisor:
         rank = self.node * self.local + local_rank
         stamp = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {rank} ".encode()
         self._output.write(b"".join(stamp + line + b"\n" for line in lines))
+        for line in lines:
+            if _EXCEPTION.match(line):
+                self._errors[local_rank] = line.decode(errors="replace")[:300]
         if rank == 0:
             sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
             sys.stdout.flush()

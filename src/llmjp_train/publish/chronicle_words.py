@@ -117,13 +117,17 @@ WORDS: dict[str, dict[str, str]] = {
 
 KINDS: dict[str, dict[str, str]] = {
     "en": {
-        "killed": "ended without a word", "rank_died": "a rank died", "peer": "ended with another rank",
+        "killed": "ended without a word", "rank_died": "a rank died",
+        "out_of_memory": "out of memory", "bad_node": "bad node", "straggler": "slow rank",
+        "peer": "ended with another rank",
         "bad_input": "bad input", "incident": "supervisor's report", "stop": "stop", "tracker_failed": "tracker failed",
     },
     "ja": {
         "stop": "停止", "end": "終了", "change": "変更", "note": "メモ", "evaluation": "評価",
         "incident": "監視の報告", "tracker_failed": "トラッカーの失敗", "killed": "記録のない終了",
-        "rank_died": "プロセスの異常終了", "hang": "ハング", "peer": "他のランクに伴う終了", "crash": "異常終了",
+        "rank_died": "プロセスの異常終了",
+        "out_of_memory": "メモリー不足", "bad_node": "不良ノード", "preflight": "事前検査",
+        "hang": "ハング", "peer": "他のランクに伴う終了", "crash": "異常終了",
         "bad_input": "入力の誤り", "unhealthy": "検査による停止",
     },
 }  # fmt: skip
