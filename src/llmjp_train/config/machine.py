@@ -141,8 +141,8 @@ class ClusterConfig:
     """Measure each node (devices, driver, file system, links) before the first step of each attempt of a job: about a
     second on a CPU, some more where nvidia-smi is slow."""
     collective_minutes: float = 10.0
-    """Minutes that a collective may take once the first step is taken, before its rank fails: longer than any rank
-    waits for others at a save or a validation."""
+    """Minutes that a collective may take once the first step is taken, before its rank fails; those of saves keep the
+    half hour of a start."""
     module_init: str = ""
     """Script that defines the `module` command, where a job's shell lacks it."""
     modules: list[str] = field(default_factory=list)

@@ -131,9 +131,13 @@ class Layout:
             dist.barrier(group=self.control)
 
     def limit_waits(self, minutes: float) -> None:
-        """Let a collective of any group of this rank, DeepSpeed's among them, fail after so long."""
+        """Let a collective of any group of this rank, DeepSpeed's among them, fail after so long.
+
+        Not of the group that saves: there ranks wait for the slowest disk.
+        """
         for group in tuple(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
+            if group is not self.saving:
+                distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
 
 
 def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: float = 30) -> Layout:

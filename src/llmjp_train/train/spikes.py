@@ -1,6 +1,6 @@
 """What is done about a loss spike, or a step that is not finite: note it, stop, leave the update out, or go back.
 
-Every rank sees the same losses, so all decide alike; the leader alone chooses the checkpoint to go back to.
+What a rank sees as a spike is one for all; the leader alone chooses the checkpoint to go back to.
 """
 
 import math
@@ -45,11 +45,12 @@ def look(run: Run, result: StepResult) -> float | None:
 
 
 def refuse(run: Run, loss: float) -> str:
-    """Why the update of a batch with this loss is not to be taken; empty where a note is enough."""
+    """Why the update of a batch with this loss is not to be taken; empty where a note is enough. Collective."""
     if run.config.spikes.policy is SpikePolicy.note:
         return ""
-    score = SpikeScore(**run.memory.get(SCORE, {})).score(loss)
-    if score is None or score <= run.config.metrics.spike_sigma:
+    score = SpikeScore(**run.memory.get(SCORE, {})).score(loss) or 0.0
+    # Ranks may have summed in another order: at the very threshold one must not take a step that another refuses.
+    if not run.layout.any([score > run.config.metrics.spike_sigma])[0]:
         return ""
     return f"the loss {loss:.4f} is a spike, {score:.1f} deviations above its mean"
 
