@@ -109,6 +109,8 @@ def _sweep(args: argparse.Namespace, asked: "Asked") -> int:
     if args.dry_run:
         for config in configs:
             dry_run(config, asked)
+        if configs[0].cluster.scheduler.name == "slurm":
+            print(f"{len(configs)} runs, submitted together as one array: --array=1-{len(configs)}")
         return exit_codes.OK
     for folder in submit_sweep(configs, asked):
         print(f"submitted {folder.scheduler_id}: {folder.path}")
