@@ -333,6 +333,9 @@ def test_a_sweep_is_refused_whole_and_leaves_nothing(
         assert submit(tmp_path / "sweep", prepared, tokenizer_folder, "-m", *words) == exit_codes.BAD_INPUT
         assert told in capsys.readouterr().err
         assert not list(tmp_path.glob("sweep/*"))
+    words = ["-m", "optimizer.lr=1e-3,2e-3", "--dry-run"]
+    assert submit(tmp_path / "sweep", prepared, tokenizer_folder, *words) == exit_codes.OK
+    assert "2 runs, submitted together as one array" in capsys.readouterr().out
     command(fake, "sbatch", "echo no such partition >&2; exit 1")
     assert (
         submit(tmp_path / "sweep", prepared, tokenizer_folder, "-m", "optimizer.lr=1e-3,2e-3")
