@@ -138,8 +138,8 @@ class ClusterConfig:
     hang_seconds: int = 120
     """Least seconds without a logged row or event after which ranks are taken to hang; a slower run gets more."""
     preflight: bool = True
-    """Measure each node (devices, driver, file system, links) before the first step of each attempt of a job: about a
-    second on a CPU, some more where nvidia-smi is slow."""
+    """Measure each node (devices, driver, file system, links) before the first step of each attempt of a job: 0.3 s on
+    a CPU; at least as long as nvidia-smi takes on GPUs."""
     module_init: str = ""
     """Script that defines the `module` command, where a job's shell lacks it."""
     modules: list[str] = field(default_factory=list)
