@@ -138,8 +138,8 @@ class ClusterConfig:
     hang_seconds: int = 120
     """Least seconds without a logged row or event after which ranks are taken to hang; a slower run gets more."""
     preflight: bool = True
-    """Measure each node (devices, driver, file system, links) before the first step of each attempt of a job: about a
-    second on a CPU, some more where nvidia-smi is slow."""
+    """Measure each node (devices, driver, file system, links) before the first step of each attempt of a job: 0.3 s on
+    a CPU; at least as long as nvidia-smi takes on GPUs."""
     collective_minutes: float = 10.0
     """Minutes that a collective may take once the first step is taken, before its rank fails; those of saves keep the
     half hour of a start."""

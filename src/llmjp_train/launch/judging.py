@@ -59,7 +59,7 @@ def _storage(one: dict[str, Any], needs: Needs) -> str:
     if disk["free_gb"] < wanted:
         return (
             f"{disk['free_gb']:,.1f} GB are free for the run, two checkpoints take {wanted:,.1f} GB: "
-            "make room, or keep fewer with checkpoint.keep_last"
+            "make room, or go on without this check with cluster.preflight=false"
         )
     return ""
 

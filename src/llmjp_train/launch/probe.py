@@ -24,7 +24,7 @@ CHILD_SECONDS = 60.0
 DISK_BYTES = 16 * 2**20
 """Written and read back; enough to tell a broken mount, too little to tell the file system's rate."""
 _MATMUL_SECONDS = 0.15
-_MATMUL_SIZE = {"cpu": 256, "cuda": 4096}
+_MATMUL_SIZE = {"cpu": 256, "cuda": 8192}  # milliseconds, much longer than starting it
 _QUERIES = (
     ("index", "ecc.errors.uncorrected.volatile.total", "clocks.sm", "clocks.max.sm",
      "clocks_throttle_reasons.hw_slowdown", "remapped_rows.failure"),
@@ -52,9 +52,8 @@ def probe(run_dir: Path, *, cuda: bool) -> dict[str, Any]:
 
     began = time.monotonic()
     child = _Child(lambda: measure_devices(cuda=cuda))
-    gpus = nvidia_smi() if cuda else []
     found = {
-        "gpus": gpus,
+        "gpus": nvidia_smi() if cuda else [],
         "xids": xids(output_of("dmesg")) if cuda else {},
         "disk": disk(run_dir / f".preflight-{node_name()}"),
         "devices": child.answer(CHILD_SECONDS),
