@@ -209,13 +209,17 @@ def test_bf16_keeps_fp32_masters_that_do_not_come_from_rounded_weights(zero: int
             assert not torch.equal(weights[name], weights[name].bfloat16().float()), name
 
 
-def poisoned(rank: int, world: int, zero: int, where: str, precision: str) -> Any:
-    config = small_config(
+def shared_config(world: int, zero: int, precision: str) -> Any:
+    return small_config(
         f"parallel.data={world}",
         f"parallel.zero={zero}",
         f"batch.global_batch={SAMPLES}",
         f"precision={precision}",
     )
+
+
+def poisoned(rank: int, world: int, zero: int, where: str, precision: str) -> Any:
+    config = shared_config(world, zero, precision)
     engine = build(config)
     batches = ragged_batches(config, SAMPLES)[rank::world]
     engine.step(batches, lr=1e-3)
@@ -249,12 +253,7 @@ def test_what_is_not_finite_leaves_weights_and_moments_untouched(
 
 def refused(rank: int, world: int, zero: int, precision: str, where: str) -> Any:
     """Losses and state of two steps; between them, or not, one that is not applied."""
-    config = small_config(
-        f"parallel.data={world}",
-        f"parallel.zero={zero}",
-        f"batch.global_batch={SAMPLES}",
-        f"precision={precision}",
-    )
+    config = shared_config(world, zero, precision)
     engine = build(config)
     first, other, last = (ragged_batches(config, SAMPLES, seed=seed)[rank::world] for seed in range(3))
     module, said = engine._engine.module.decoder, ""

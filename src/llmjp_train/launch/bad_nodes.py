@@ -3,14 +3,12 @@
 A line a change; the newest line of a node counts.
 """
 
-import json
-import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from llmjp_train.config.machine import ClusterConfig, Scheduler
-from llmjp_train.launch.job import now, read_lines
+from llmjp_train.launch.job import append_line, now, read_lines
 from llmjp_train.runlog.record import SCHEMA
 
 FILE = "bad-nodes.jsonl"
@@ -38,11 +36,7 @@ def take_back(run_dir: Path, host: str) -> None:
 
 def _write(run_dir: Path, host: str, why: str, job: str, *, left_out: bool) -> None:
     row = {"schema": SCHEMA, "time": now(), "host": host, "why": why, "job": job, "left_out": left_out}
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    with (run_dir / FILE).open("ab") as file:
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(run_dir / FILE, row)
 
 
 def excluded(cluster: ClusterConfig, hosts: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 
-from llmjp_train.launch.schedulers import alive, began
+from llmjp_train.launch.schedulers import alive
+from llmjp_train.runlog.machine import began
 
 
 def main() -> int:

@@ -118,13 +118,7 @@ class JobFolder:
 
     def note(self, kind: str, **values: Any) -> None:
         """Append to history.jsonl, in one write."""
-        line = (
-            json.dumps({"schema": SCHEMA, "time": now(), "kind": kind, **values}, ensure_ascii=False) + "\n"
-        )
-        with (self.path / "history.jsonl").open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / "history.jsonl", {"schema": SCHEMA, "time": now(), "kind": kind, **values})
 
     def history(self) -> list[dict[str, Any]]:
         """What happened to it: begin and end of each attempt."""
@@ -134,6 +128,14 @@ class JobFolder:
 def now() -> str:
     """UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append an object to a .jsonl file, in one write, on disk before this returns."""
+    with path.open("ab") as file:
+        file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -97,22 +97,13 @@ def _matmul_tflops(device: Any) -> float:
     """Best of several products, so that a moment's neighbour does not count against a node."""
     import torch
 
-    size = _MATMUL_SIZE[device.type]
+    from llmjp_train.train.metrics import measured_flops
+
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a = torch.ones(size, size, dtype=dtype, device=device)
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        torch.mm(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    seconds()  # loads the kernel
-    end, best = time.perf_counter() + _MATMUL_SECONDS, float("inf")
-    while time.perf_counter() < end:
-        best = min(best, seconds())
-    return float(f"{2 * size**3 / best / 1e12:.3g}")
+    size = _MATMUL_SIZE[device.type]
+    measured_flops(dtype, size, 0, device)  # loads the kernel
+    flops = measured_flops(dtype, size, _MATMUL_SECONDS, device)
+    return float(f"{flops / 1e12:.3g}")
 
 
 def disk(path: Path) -> dict[str, Any]:

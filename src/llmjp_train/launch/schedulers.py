@@ -11,6 +11,7 @@ from typing import Protocol
 
 from llmjp_train.errors import UserError
 from llmjp_train.launch.job import Job
+from llmjp_train.runlog.machine import began
 
 SECONDS = 60.0
 """How long a scheduler's command may take."""
@@ -252,15 +253,6 @@ class Processes:
 
     def exclude(self, identity: str, hosts: Sequence[str]) -> None:
         """The script names its hosts."""
-
-
-def began(pid: int) -> str:
-    """When a process began, in ticks since boot; empty when there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]
 
 
 def alive(identity: str) -> bool:

@@ -32,10 +32,16 @@ def memory() -> dict[str, float]:
 
 def alive(pid: int) -> bool:
     """Whether a process of this machine lives; one that has ended and that nobody has waited for does not."""
+    return began(pid) != ""
+
+
+def began(pid: int) -> str:
+    """When a process began, in ticks since boot; empty when there is none that lives."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
 
 
 def _cgroup(name: str) -> int | None:

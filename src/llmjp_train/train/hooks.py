@@ -46,7 +46,7 @@ class Hook:
         return None
 
     def after_step(self, run: Run, row: Row) -> None:
-        """After each step that changed the weights; ``run.step`` counts it already."""
+        """After each step that was taken, or left out (``result.applied``); ``run.step`` counts it already."""
 
     def settle(self, run: Run) -> None:
         """Before the run goes back to a checkpoint, after which ``start`` is called again: end what is in flight."""

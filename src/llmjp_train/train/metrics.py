@@ -28,15 +28,24 @@ def peak_flops(cluster: ClusterConfig, dtype: Dtype, device: torch.device) -> fl
     return measured_flops(torch.float32 if dtype is Dtype.fp32 else torch.bfloat16)
 
 
-def measured_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.15) -> float:
-    """Best rate of ``size``-cubed matrix products in FLOP/s over about ``seconds``."""
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+def measured_flops(
+    dtype: torch.dtype, size: int = 1024, seconds: float = 0.15, device: torch.device | None = None
+) -> float:
+    """Best rate of ``size``-cubed matrix products in FLOP/s over about ``seconds``; the CPU's by default."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < end:
         began = time.perf_counter()
         torch.mm(left, right)
+        synchronize(left.device)
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class ImpossibleRateError(RuntimeError):

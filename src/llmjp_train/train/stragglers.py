@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from llmjp_train.train.hooks import Hook, Row
+from llmjp_train.train.metrics import synchronize
 from llmjp_train.train.run import Run
 
 SLOW = 0.7
@@ -93,15 +94,10 @@ def matmul_rate(device: torch.device, seconds: float = PROBE_SECONDS) -> float:
     size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (256, torch.float32)
     left = torch.ones(size, size, dtype=dtype, device=device)
     torch.mm(left, left)
-    _wait(device)
+    synchronize(device)
     count, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < seconds:
         torch.mm(left, left)
-        _wait(device)
+        synchronize(device)
         count += 1
     return count / took
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
