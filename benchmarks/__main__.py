@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("step", "startup", "prepare", "loader", "evaluate", "saving", "moving", "overhead")
+NAMES = ("step", "layouts", "startup", "prepare", "loader", "evaluate", "saving", "moving", "overhead")
 
 
 def main() -> int:

@@ -43,7 +43,9 @@ def main(words: list[str]) -> None:
 
             def progress(what: str, done: int, total: int, wrote: dict[str, float] = wrote) -> None:
                 wrote.setdefault(what, time.perf_counter())
-                wrote[f"{what}, to the end"] = time.perf_counter()
+                if done == total:
+                    os.sync()
+                    wrote[f"{what}, to the end"] = time.perf_counter()
 
             back = timed(
                 lambda: export(reader, config, run / "tokenizer", out, progress=progress)  # noqa: B023

@@ -1,6 +1,6 @@
 """A step of ours against the same model in a bare DeepSpeed loop, in plain torch, and in HF Trainer with DeepSpeed.
 
-All four hold the same architecture, take the same sequences of one micro batch, use AdamW and clip at 1. They
+All hold the same architecture, take the same micro batches of one sequence, use AdamW and clip at 1. They
 take turns step by step in one process. Ours is the whole loop: data from token files, document mask, hooks,
 metrics.jsonl and TensorBoard. The bare loop, plain torch and ours share our decoder and its chunked loss; HF
 Trainer has transformers' Llama with its own loss. "DeepSpeed as it comes" has its default bucket sizes.
@@ -25,18 +25,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--model", default="150m")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--micro-batches", type=int, default=1, help="sequences that make a step")
     args = parser.parse_args(words)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), args.model, args.precision, args.rounds)
+        measure(Path(folder), args.model, args.precision, args.rounds, args.micro_batches)
 
 
-def composed(folder: Path, model: str, precision: str) -> Any:
-    """The run's configuration, on random tokens."""
+def composed(folder: Path, model: str, precision: str, *more: str) -> Any:
+    """The run's configuration, on random tokens; ``more`` settings come last."""
     from llmjp_train.config.compose import compose
 
     first = compose(
-        "train", ["experiment=tiny-cpu", f"model={model}", "tokenizer.path=x", "data.sources.small.path=x"]
+        "train",
+        ["experiment=tiny-cpu", f"model={model}", "tokenizer.path=x", "data.sources.small.path=x", *more],
     )
     data = random_tokens(folder / "data", first.model.vocab_size, 400, 700)
     return compose(
@@ -45,7 +47,7 @@ def composed(folder: Path, model: str, precision: str) -> Any:
             "experiment=tiny-cpu", f"model={model}", f"precision={precision}", "tokenizer.path=x",
             f"data.sources.small.path={data}", f"run_dir={folder / 'run'}", f"batch.sequence_length={LENGTH}",
             "batch.global_batch=1", "batch.micro_batch=1", "schedule.length=10000", "checkpoint.every_steps=null",
-            "evaluation.validation_every=null", "schedule.warmup=100",
+            "evaluation.validation_every=null", "schedule.warmup=100", *more,
         ],
     )  # fmt: skip
 
@@ -55,7 +57,7 @@ def our_loop(config: Any) -> tuple[Any, Callable[[], None]]:
     from llmjp_train.config.derive import derived
     from llmjp_train.config.phases import phases
     from llmjp_train.data.stream import TrainingStream
-    from llmjp_train.engine.flat import FlatEngine
+    from llmjp_train.engine.make import make_engine
     from llmjp_train.parallel import layout as layouts
     from llmjp_train.parallel.world import world
     from llmjp_train.runlog.record import RunRecord
@@ -70,12 +72,13 @@ def our_loop(config: Any) -> tuple[Any, Callable[[], None]]:
     layout = layouts.start(config.parallel, world(), cuda=False)
     table = phases(config)
     record = RunRecord(Path(config.run_dir))
-    record.create("")
+    if layout.leader:
+        record.create("")
     stream = TrainingStream(config.data, table, config.model.vocab_size)
     run = Run(
         config=config,
         layout=layout,
-        engine=FlatEngine(config, layout, 1, parameter_groups(config)),
+        engine=make_engine(config, layout, 1, parameter_groups(config)),
         stream=stream,
         validation=None,
         bytes_per_token=0.0,
@@ -125,6 +128,7 @@ def bare_deepspeed(config: Any, run: Any, *, defaults: bool = False) -> Callable
 
     model = decoder(config)
     settings = ds_config(config, sum(p.numel() for p in model.parameters()))
+    settings["gradient_accumulation_steps"] = settings["train_batch_size"] = config.batch.global_batch
     if defaults:
         settings["zero_optimization"] = {"stage": config.parallel.zero}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -132,10 +136,11 @@ def bare_deepspeed(config: Any, run: Any, *, defaults: bool = False) -> Callable
     batches = micro_batches(run)
 
     def step() -> None:
-        batch = next(batches)
-        sums = engine(batch.tokens, batch.documents, batch.positions, batch.targets)
-        engine.backward(sums.nll / (batch.targets >= 0).sum())
-        engine.step()
+        for _ in range(config.batch.global_batch):
+            batch = next(batches)
+            sums = engine(batch.tokens, batch.documents, batch.positions, batch.targets)
+            engine.backward(sums.nll / (batch.targets >= 0).sum())
+            engine.step()
 
     return step
 
@@ -149,22 +154,23 @@ def plain_torch(config: Any, run: Any) -> Callable[[], None]:
     batches = micro_batches(run)
 
     def step() -> None:
-        batch = next(batches)
-        sums = model(batch.tokens, batch.documents, batch.positions, batch.targets)
         optimizer.zero_grad(set_to_none=True)
-        (sums.nll / (batch.targets >= 0).sum()).backward()
+        for _ in range(config.batch.global_batch):
+            batch = next(batches)
+            sums = model(batch.tokens, batch.documents, batch.positions, batch.targets)
+            (sums.nll / (batch.targets >= 0).sum() / config.batch.global_batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
 
 
-def measure(folder: Path, name: str, precision: str, rounds: int) -> None:
+def measure(folder: Path, name: str, precision: str, rounds: int, micro_batches: int) -> None:
     """Take turns inside HF Trainer's loop: after each of its steps the others take theirs."""
     from llmjp_train.engine import deepspeed_setup
 
     deepspeed_setup.prepare()
-    config = composed(folder, name, precision)
+    config = composed(folder, name, precision, f"batch.global_batch={micro_batches}")
     run, ours = our_loop(config)
     others = {
         "ours": ours,
@@ -179,8 +185,8 @@ def measure(folder: Path, name: str, precision: str, rounds: int) -> None:
         middle, low, high = ratio(seconds["ours"], seconds[other])
         rows.append((f"our step / {other}", f"{middle:.3f} ({low:.3f} to {high:.3f})", goals.get(other, "")))
     best = sorted(seconds["ours"])[len(seconds["ours"]) // 2]
-    rate = LENGTH * run.flops_per_token / best
-    rows.append((f"our step, {name}, {LENGTH} tokens, {precision}", f"{best:.2f} s", ""))
+    rate = micro_batches * LENGTH * run.flops_per_token / best
+    rows.append((f"our step, {name}, {micro_batches} x {LENGTH} tokens, {precision}", f"{best:.2f} s", ""))
     rows.append(("share of the measured matmul peak", f"{rate / run.peak_flops:.3f}", "goal >= 0.65 at 150m"))
     report(f"step {name} {precision}", rows)
 
@@ -215,18 +221,20 @@ def against_trainer(
                     seconds[who].append(value)
 
     model = AutoModelForCausalLM.from_config(to_hf_config(config.model)).to(DTYPES[config.precision.dtype])
-    made = [run.stream.batch(i, 1, LENGTH) for i in range(warm + rounds)]
+    count = config.batch.global_batch
+    made = [run.stream.batch(i, 1, LENGTH) for i in range((warm + rounds) * count)]
     items = [{"input_ids": b.tokens[0], "labels": b.tokens[0]} for b in made]
     deepspeed_config = {
         "zero_optimization": {"stage": 1},
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": count,
         "gradient_clipping": 1.0,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.precision.dtype.value == "bf16"},
     }
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), max_steps=warm + rounds, per_device_train_batch_size=1, learning_rate=1e-4,
+        gradient_accumulation_steps=count,
         optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), bf16=config.precision.dtype.value == "bf16", deepspeed=deepspeed_config,
         dataloader_pin_memory=False,

@@ -58,10 +58,10 @@ class MadeUpCheckpoint:
         """Shape of a master."""
         return tuple(self.tensors[name].shape)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A master."""
         self.asked.append(name)
-        return self.tensors[name].clone()
+        return self.tensors[name].to(dtype, copy=True)
 
 
 def save_tokenizer(folder: Path, *, size: int = VOCABULARY, appends: bool = False) -> Path:

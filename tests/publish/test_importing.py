@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.allocations import Allocations
 from helpers.ranks import run_ranks
 from helpers.runs import rank_main
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from llmjp_train.checkpoint.store import CheckpointReader
 from llmjp_train.cli import main
 from llmjp_train.config.compose import compose, load_config
 from llmjp_train.model.decoder import Decoder
+from llmjp_train.publish.importing import import_folder
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -68,6 +70,17 @@ def test_an_imported_model_computes_what_transformers_does(kind: str, tmp_path: 
     with torch.no_grad():
         found, expected = ours(tmp_path / "run")(tokens), theirs(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_an_import_holds_less_than_two_of_its_largest_tensors(kind: str, tmp_path: Path) -> None:
+    layers = {"n_layer": 24} if kind == "gpt2" else {"num_hidden_layers": 24}
+    theirs = hf_folder(tmp_path / "hf", kind, **layers)
+    sizes = [4 * parameter.numel() for parameter in theirs.parameters()]
+    with Allocations() as live:
+        import_folder(tmp_path / "hf", tmp_path / "run")
+    assert max(sizes) <= live.peak < 2 * max(sizes)
+    assert 2 * max(sizes) < 0.1 * sum(sizes)  # what all of them at once would take
 
 
 @pytest.mark.slow

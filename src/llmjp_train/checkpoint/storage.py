@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -105,7 +105,7 @@ class Writer(StorageWriter):
                     view = planner.resolve_data(item)
                     assert isinstance(view, Tensor)
                     values = as_bytes(view.detach().cpu().contiguous())
-                    chunk = Chunk(tuple(view.shape), name, position, zlib.crc32(values))
+                    chunk = Chunk(tuple(view.shape), name, position, crc32(values))
                     position += file.write(values)
                     results.append(WriteResult(item.index, chunk.size, chunk))
                 file.flush()
@@ -180,11 +180,11 @@ class Payload:
             raise damage(
                 path, f"ends inside {name} ({count:,} of {chunk.size:,} bytes of the chunk are there)"
             )
-        crc = zlib.crc32(values)
-        if crc != chunk.crc32:
+        found = crc32(values)
+        if found != chunk.crc32:
             raise damage(
                 path,
-                f"holds other bytes for {name} than were written (crc32 {crc:08x}, expected {chunk.crc32:08x})",
+                f"holds other bytes for {name} than were written (crc32 {found:08x}, expected {chunk.crc32:08x})",
             )
         return into
 

@@ -253,14 +253,14 @@ class CheckpointReader:
         """Shape of a tensor."""
         return tuple(self._stored(name).size)
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor in fp32, its chunks checked.
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whole tensor, its chunks checked; one chunk of it at a time is held in fp32.
 
         Raises:
             UserError: there is no such tensor, or a chunk of it is damaged.
         """
         stored = self._stored(name)
-        whole = torch.empty(stored.size, dtype=torch.float32)
+        whole = torch.empty(stored.size, dtype=dtype)
         for box in stored.chunks:
             chunk = self._places[MetadataIndex(name, box.offsets)]
             place = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.sizes, strict=True))

@@ -1,7 +1,6 @@
 """A checkpoint written one tensor at a time by one process, for weights that come from elsewhere."""
 
 import os
-import zlib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -69,7 +69,7 @@ class StreamWriter:
             self._file.write(values)
         box = (len(values) // (4 * max(1, prod(shape[1:]))), *shape[1:])
         offset = torch.Size((first, *(0 for _ in shape[1:])))
-        chunk = Chunk(box, self._name, self._position, zlib.crc32(values))
+        chunk = Chunk(box, self._name, self._position, crc32(values))
         self._results.append(WriteResult(MetadataIndex(name, offset), chunk.size, chunk))
         known = self._tensors.setdefault(
             name, TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size(shape), [])

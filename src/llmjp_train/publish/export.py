@@ -212,10 +212,8 @@ def _write_shards(
         tensors: dict[str, Tensor] = {}
         for entry in shard.entries:
             report("tensors written", done, total)
-            # Rounded before they are joined, so that a fused tensor is never held in fp32.
-            tensors[entry.name] = entry.join(
-                [reader.read(f"master.{name}").to(kind) for name in entry.sources]
-            )
+            # Rounded as they are read, so that no tensor is ever held whole in fp32.
+            tensors[entry.name] = entry.join([reader.read(f"master.{name}", kind) for name in entry.sources])
             done += tensors[entry.name].nbytes
         files |= dict.fromkeys(tensors, shard.file)
         save_file(tensors, folder / shard.file, metadata={"format": "pt"})
