@@ -19,6 +19,8 @@ class Constants:
     """The same on an H100 or H200."""
     width: float = 500.0
     """Hidden size at which they reach half of that; wider models come closer to it."""
+    tokens: float = 1000.0
+    """The same for the tokens of a micro batch, the other side of the products."""
     attention: float = 0.6
     """Rate of flash attention, as a share of that of matrix products."""
     passes: float = 3.0

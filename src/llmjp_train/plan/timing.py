@@ -1,4 +1,4 @@
-"""Seconds of a step, term by term, from counts and the five constants of `plan.constants`.
+"""Seconds of a step, term by term, from counts and the constants of `plan.constants`.
 
 A figure of the cluster that is unknown makes bounds: `step_time` then takes the best or the worst value that
 such machines have (BOUNDS). Times are those of the slowest stage; 1F1B adds the pipeline's fill and drain.
@@ -69,7 +69,7 @@ class Rates:
         if job.peak_flops is None:
             return None
         matmul = job.peak_flops * (constants.matmul_ampere if _ampere(job) else constants.matmul_hopper)
-        matmul /= 1 + constants.width / job.model.hidden_size
+        matmul /= 1 + constants.width / job.model.hidden_size + constants.tokens / job.tokens
 
         def figure(key: str) -> float:
             value = known(getattr(job.cluster, key))
