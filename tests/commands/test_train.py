@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.ranks import free_port
 from helpers.toy import small_run
 
 from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import latest
+from llmjp_train.launch.local import free_port
 from llmjp_train.runlog.record import RunRecord
 
 LLMJP = [sys.executable, "-m", "llmjp_train.cli"]
