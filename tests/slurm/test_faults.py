@@ -6,17 +6,15 @@ import shutil
 import signal
 import socket
 import sys
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers.runs import events, losses, train
+from helpers.runs import events, losses, seconds_between, train
 from helpers.throwaway import Slurm, processes, ranks
 from helpers.toy import small_run
 
 import llmjp_train
-from llmjp_train.launch.job import JobFolder, folders
+from llmjp_train.launch.job import folders
 
 LLMJP = (sys.executable, "-m", "llmjp_train.cli")
 NODES = ("cluster=dev-slurm", "cluster.devices_per_node=1", "nodes=2", "cluster.hang_seconds=8")
@@ -27,16 +25,6 @@ SHORT = ("schedule.length=20", *SIZES[1:])
 
 def rows(run_dir: Path) -> int:
     return len(losses(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
-
-
-def seconds_between(folder: JobFolder) -> str:
-    """What docs/faults.md tells of an attempt that failed: how long it took, and until the next met."""
-    rows = folder.history()
-    times = [datetime.fromisoformat(row["time"]) for row in rows]
-    return ", ".join(
-        f"{a['kind']} to {b['kind']} {(later - earlier).total_seconds():.1f} s"
-        for (a, earlier), (b, later) in pairwise(zip(rows, times, strict=True))
-    )
 
 
 def calm_losses(tmp_path: Path, prepared: Path, tokenizer_folder: Path) -> list[tuple[int, float, float]]:
