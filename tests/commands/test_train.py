@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.ranks import free_port
+import torch
+from helpers.runs import state
+from helpers.sshd import need
 from helpers.toy import small_run
 
 from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import latest
+from llmjp_train.launch.local import free_port
 from llmjp_train.runlog.record import RunRecord
 
 LLMJP = [sys.executable, "-m", "llmjp_train.cli"]
@@ -64,6 +67,31 @@ def test_own_ranks_and_torchrun_and_one_process_agree(
     one = llmjp("train", *words("one"), "parallel.data=1")
     assert one.returncode == exit_codes.OK, one.stderr
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "own"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_mpirun_ends_with_the_weights_of_own_ranks(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    """Open MPI as it is installed, told nothing of addresses and ports."""
+    need("mpirun")
+
+    def words(name: str) -> list[str]:
+        return small_run(tmp_path / name, prepared, tokenizer_folder, "schedule.length=6", "parallel.data=2")
+
+    done = llmjp("train", *words("own"))
+    assert done.returncode == exit_codes.OK, done.stderr
+    mpirun = ["mpirun", "-np", "2", "--oversubscribe", "--bind-to", "none"]
+    mpirun += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    started = subprocess.run(
+        [*mpirun, *LLMJP, "train", *words("mpirun")], capture_output=True, text=True, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert losses(tmp_path / "own") == losses(tmp_path / "mpirun")
+    own, theirs = (state(tmp_path / name, 6) for name in ("own", "mpirun"))
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
 def test_a_launcher_with_another_number_of_processes_is_refused(

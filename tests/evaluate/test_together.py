@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from helpers.evaluating import llmjp
-from helpers.ranks import free_port, run_ranks
+from helpers.ranks import run_ranks
 
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate.journal import Journal
+from llmjp_train.launch.local import free_port
 from llmjp_train.parallel.world import rank_environment
 
 TASKS = ("own_choice", "own_texts", "own_written")

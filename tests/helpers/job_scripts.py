@@ -28,7 +28,7 @@ def rendered(name: str, **values: object) -> str:
 
 
 HELLO = {
-    "host": "n0", "code": "a", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
+    "host": "n0", "code": "a", "package": "/job/code", "config": "c", "data": {}, "python": "3.11.2", "torch": "2.13.0",
     "deepspeed": "0.19.8", "open_files": 65536, "memory_gib": 1.0, "skew_s": 0.0, "probe": {},
 }  # fmt: skip
 """What a sound node says; tests change parts of it."""

@@ -8,7 +8,6 @@ import gc
 import importlib
 import logging
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +37,6 @@ def _warm() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     gc.collect()
     gc.freeze()
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:

@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from helpers.ranks import run_ranks
 
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.checkpoint.store import CheckpointReader
+from llmjp_train.launch.job import JobFolder
 from llmjp_train.runlog.record import RunRecord
 
 
@@ -106,3 +109,13 @@ def losses(run_dir: Path) -> list[tuple[int, float, float]]:
 def events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
     """Events, of one kind or all."""
     return [event for event in RunRecord(run_dir).read_events() if not kind or event["kind"] == kind]
+
+
+def seconds_between(folder: JobFolder) -> str:
+    """What docs/faults.md tells of an attempt that failed: how long it took, and until the next met."""
+    rows = folder.history()
+    times = [datetime.fromisoformat(row["time"]) for row in rows]
+    return ", ".join(
+        f"{a['kind']} to {b['kind']} {(later - earlier).total_seconds():.1f} s"
+        for (a, earlier), (b, later) in pairwise(zip(rows, times, strict=True))
+    )

@@ -265,3 +265,27 @@ def test_a_scheduler_that_cannot_be_told_does_not_end_the_chain(
     bad_attempt(folder, "1")
     assert end(folder, "1", exit_codes.FAILED, "").action == "next"
     assert "could not be told to leave n1, n7 out: scontrol is not on this machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", [2, 3])
+def test_plain_hosts_go_on_at_once_where_one_is_to_spare(named: int, tmp_path: Path) -> None:
+    hosts = ["n0", "n1", "n2"][:named]
+    words = ("cluster.scheduler=hosts", "cluster.launcher=ssh", f"cluster.hosts=[{','.join(hosts)}]")
+    config = dump_config(compose("train", [*CONFIG, "evaluation.validation_every=null", *words]))
+    folder = job(tmp_path, config, scheduler="hosts")
+    (folder.path / "attempt-1").mkdir()
+    bad = {"n0": "ssh could not start it"}
+    Result(exit_codes.FAILED, bad["n0"], "bad_node", host="n0", bad=bad).write(folder.path / "attempt-1", 0)
+    verdict = end(folder, "1", 255, "")
+    assert verdict.action == ("restart" if named == 3 else "halt")
+    assert arbiter._hosts(folder) == hosts[1:]
+
+
+def test_a_lost_host_is_the_cause_and_those_that_missed_it_are_not(tmp_path: Path, config: str) -> None:
+    folder = job(tmp_path, config)
+    row(tmp_path, 3)
+    missed = ("rank 0 was killed by SIGABRT", "rank_died", 0)
+    attempt(folder, "1", a=missed, b=("ssh lost it (code 255)", "node_lost", None))
+    assert end(folder, "1", 255, "").action == "restart"
+    (incident,) = [e for e in RunRecord(tmp_path).read_events() if e["kind"] == "incident"]
+    assert (incident["what"], incident["node"]) == ("node_lost", "n1")

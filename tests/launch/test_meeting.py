@@ -9,6 +9,7 @@ import pytest
 from helpers.job_scripts import HELLO
 
 from llmjp_train.errors import UserError
+from llmjp_train.launch import meeting
 from llmjp_train.launch.judging import Needs
 from llmjp_train.launch.meeting import (
     BadNodesError,
@@ -61,7 +62,8 @@ def test_nodes_meet_at_one_address_and_a_free_port(tmp_path: Path) -> None:
     ("change", "said"),
     [({"code": "b"}, "node 2 (n2): code"), ({"torch": "2.9.1"}, "torch 2.9.1 instead of 2.13.0"),
      ({"data": {"x.bin": 5}}, "data"), ({"python": "3.12.1"}, "python 3.12.1 instead of 3.11.2"),
-     ({"config": "d"}, "config")],
+     ({"config": "d"}, "config"),
+     ({"code": "b", "package": "/opt/llmjp_train"}, "node 2 (n2): code (it runs /opt/llmjp_train)")],
 )  # fmt: skip
 def test_a_node_that_differs_is_named_to_all_and_nothing_starts(
     change: dict[str, Any], said: str, tmp_path: Path
@@ -71,6 +73,12 @@ def test_a_node_that_differs_is_named_to_all_and_nothing_starts(
     assert said in heard[0]
     assert "nothing was started" in heard[0]
     assert "node 1" not in heard[0]
+
+
+def test_a_node_of_an_older_version_that_says_less_is_named_too(tmp_path: Path) -> None:
+    (tmp_path / "hello-0001.json").write_text('{"host": "n1", "code": "old"}')
+    with pytest.raises(UserError, match=r"node 1 \(n1\): code .*torch None instead of 2\.13\.0"):
+        meet(tmp_path, 0, 2, HELLO, "lo", 20)
 
 
 def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
@@ -144,7 +152,7 @@ def test_an_interface_without_an_address_is_refused_with_those_that_are(tmp_path
     assert address_of("lo") == "127.0.0.1"
 
 
-def test_hello_tells_what_runs_here(tmp_path: Path, prepared: Path) -> None:
+def test_hello_tells_what_runs_here(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("1")
     (tmp_path / "config.yaml").write_text("name: a\n")
@@ -154,7 +162,15 @@ def test_hello_tells_what_runs_here(tmp_path: Path, prepared: Path) -> None:
     assert all(size > 0 for size in first["data"].values())
     assert abs(first["skew_s"]) < 5
     (tmp_path / "code" / "a.py").write_text("2")
-    assert hello(tmp_path, [])["code"] != first["code"]
+    second = hello(tmp_path, [])
+    assert second["code"] != first["code"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "b.py").write_text("1")
+    monkeypatch.setattr(meeting, "_PACKAGE", other)
+    third = hello(tmp_path, [])
+    assert third["code"] != second["code"], "the snapshot is the same, but another package runs"
+    assert third["package"] == str(other)
 
 
 def test_a_hard_limit_below_the_wish_is_taken_and_no_error() -> None:

@@ -146,11 +146,16 @@ def test_nodes_are_left_out_as_each_scheduler_has_it() -> None:
     )
     assert "#$ -l h=!a1&!a3\n" in text("tsubame4")
     assert not {"a1", "a3"} & set(text("abci-3").split()), "PBS has no word for it"
-    job, cluster = a_job("dev-slurm", scheduler="hosts")
-    cluster = replace(cluster, launcher=Launcher.ssh, hosts=["a1", "a2", "a3", "a4"])  # type: ignore[type-var]
-    script = render(job, cluster, left_out=["a1", "a3"], folder="/f", python="p", cwd="/")
-    assert "printf '%s\\n' a2 a4 >" in script
     assert "exclude" not in rendered("sakura-h100").replace("$excluded", "")
+
+
+def test_a_script_for_plain_hosts_is_sound_with_whatever_it_exports(tmp_path: Path) -> None:
+    job, cluster = a_job("dev-slurm", scheduler="hosts")
+    cluster = replace(cluster, launcher=Launcher.ssh, environment={"A": "two words"})  # type: ignore[type-var]
+    text = render(job, cluster, folder="/f", python="p", cwd="/")
+    assert 'carried+=(A="$A")' in text
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 EXAMPLES = {

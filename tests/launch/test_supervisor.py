@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmjp_train import exit_codes
-from llmjp_train.launch.supervisor import FAILED, Result, Supervisor
+from llmjp_train.launch.supervisor import ASKED, FAILED, Result, Supervisor
 
 
 def supervised(folder: Path, main: Callable[[], int], local: int = 2, **values: object) -> Result:
@@ -157,6 +158,48 @@ def test_the_deadline_is_a_signal_to_save(tmp_path: Path) -> None:
 
     result = supervised(tmp_path, main, deadline=time.time() + 0.5)
     assert (result.code, result.codes) == (exit_codes.STOPPED, [exit_codes.STOPPED] * 2)
+
+
+def save_when_told(name: str, folder: Path) -> int:
+    """A rank that prints while it saves, and says in a file that it has."""
+    got: list[int] = []
+    signal.signal(signal.Signals[name], lambda number, frame: got.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name]])
+    (folder / f"ready-{rank()}").touch()
+    while not got:
+        time.sleep(0.05)
+    for _ in range(10):
+        print("saving", flush=True)
+        time.sleep(0.05)
+    (folder / f"saved-{rank()}").touch()
+    return exit_codes.STOPPED
+
+
+def test_a_signal_that_the_script_cannot_send_lies_in_a_file(tmp_path: Path) -> None:
+    def main() -> int:
+        (tmp_path / "attempt" / ASKED).write_text("USR1\n")
+        return save_when_told("SIGUSR1", tmp_path)
+
+    assert supervised(tmp_path, main).codes == [exit_codes.STOPPED] * 2
+
+
+def test_ranks_save_though_the_terminal_of_their_supervisor_is_gone(tmp_path: Path) -> None:
+    """As on a host whose ssh line broke: what rank 0 prints can be written nowhere any more."""
+    (tmp_path / "attempt").mkdir()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        supervisor = Supervisor(
+            tmp_path / "attempt", tmp_path / "node.txt", lambda: save_when_told("SIGTERM", tmp_path),
+            node=0, local=2, size=2, address="127.0.0.1", port=1,
+        )  # fmt: skip
+        os._exit(supervisor.run().code)
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        time.sleep(0.05)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == exit_codes.STOPPED
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert "0 saving" in (tmp_path / "node.txt").read_text()
 
 
 def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:

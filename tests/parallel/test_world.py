@@ -29,14 +29,27 @@ def test_a_batch_script_is_not_a_step():
     assert world({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0"}) == World()
 
 
-def test_mpirun_needs_an_address():
-    env = {
-        "OMPI_COMM_WORLD_RANK": "0",
-        "OMPI_COMM_WORLD_SIZE": "2",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-    }
+def test_each_attempt_of_a_job_meets_at_another_port():
+    env = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1",
+           "SLURM_STEP_NODELIST": "n1", "SLURM_JOB_ID": "11999"}  # fmt: skip
+    ports = [world({**env, "LLMJP_ATTEMPT": f"{n:03d}-20260101T000000"}).port for n in range(1, 9)]
+    assert (ports[0], len(set(ports))) == (31999, 8)
+    assert all(20000 <= port < 32000 for port in ports), "below those that the kernel gives away"
+
+
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_ess_base_jobid": str((5 << 16) + 1),
+}  # fmt: skip
+
+
+def test_mpirun_on_one_machine_needs_nothing_more():
+    assert world(MPIRUN) == World(0, 2, 0, "127.0.0.1", 20005, "mpirun")
+
+
+def test_mpirun_over_machines_needs_an_address():
     with pytest.raises(UserError, match="MASTER_ADDR"):
-        world(env)
+        world({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
 
 
 def test_half_set_variables_are_named():

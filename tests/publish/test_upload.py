@@ -6,7 +6,6 @@ import inspect
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.sshd import need, sshd
 from huggingface_hub import HfApi, constants, errors
 
 from llmjp_train import cli, exit_codes
@@ -31,16 +31,6 @@ def answer(status: int) -> Any:
     """A server's answer in the classes of the HTTP library that huggingface_hub uses."""
     library = importlib.import_module(errors.Response.__module__.split(".")[0])
     return library.Response(status, request=library.Request("GET", "https://hub.example"))
-
-
-def need(*programs: str) -> None:
-    missing = [
-        name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
-    ]
-    if missing and os.environ.get("LLMJP_CI"):
-        pytest.fail(f"CI must have {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (apt-get install rsync openssh-server)")
 
 
 @pytest.fixture
@@ -142,39 +132,14 @@ def test_a_disk_that_fills_on_the_way_loses_nothing(released: Path, small_disk: 
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[str]:
-    """A real sshd for this user alone; the ssh command that reaches it."""
-    need("rsync", "sshd", "ssh", "ssh-keygen")
-    folder = tmp_path / "sshd"
-    folder.mkdir(mode=0o700)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    shutil.copy(folder / "user.pub", folder / "authorized")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
-        f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-    )
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    program = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
-    server = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.PIPE)
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield (
-        f"ssh -F none -p {port} -i {folder}/user -o BatchMode=yes -o StrictHostKeyChecking=no "
-        f"-o UserKnownHostsFile={folder}/known -o LogLevel=ERROR"
-    )
-    server.terminate()
-    server.wait(10)
+def ssh(tmp_path: Path) -> Iterator[str]:
+    """The ssh command that reaches a real sshd."""
+    need("rsync")
+    with sshd(tmp_path / "sshd") as found:
+        yield found.command
 
 
-def test_an_upload_over_ssh_that_is_cut_goes_on(released: Path, sshd: str, tmp_path: Path) -> None:
+def test_an_upload_over_ssh_that_is_cut_goes_on(released: Path, ssh: str, tmp_path: Path) -> None:
     """Killed half way: nothing is shown; the same command sends the rest."""
     site = tmp_path / "remote 'site'"
     big = shutil.copytree(released, tmp_path / "big")
@@ -190,7 +155,7 @@ def test_an_upload_over_ssh_that_is_cut_goes_on(released: Path, sshd: str, tmp_p
         "--to",
         f"{host}:{site}",
         "--ssh",
-        sshd,
+        ssh,
     ]
     name = revision_name(read_manifest(big))
     cut = subprocess.Popen([*words, "--limit", "500"], start_new_session=True, stdout=subprocess.DEVNULL)
@@ -215,10 +180,10 @@ def test_an_upload_over_ssh_that_is_cut_goes_on(released: Path, sshd: str, tmp_p
     assert "is there already" in again.stdout
 
 
-def test_hosts_that_cannot_be_reached_say_why(released: Path, sshd: str, tmp_path: Path) -> None:
+def test_hosts_that_cannot_be_reached_say_why(released: Path, ssh: str, tmp_path: Path) -> None:
     user = getpass.getuser()
     with pytest.raises(UserError, match=r"Permission denied.*Make `ssh HOST` work without a question"):
-        plan(released, folder_target(f"{user}@127.0.0.1:/x", sshd.replace("/user", "/host"), None))
+        plan(released, folder_target(f"{user}@127.0.0.1:/x", ssh.replace("/user ", "/host "), None))
     target = folder_target(f"ssh://{user}@127.0.0.1:1{tmp_path}/x/", None, None)
     assert (target.host, target.path, target.ssh[-2:]) == (f"{user}@127.0.0.1", f"{tmp_path}/x", ["-p", "1"])
     with pytest.raises(UserError, match="Connection refused"):

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.runs import events, losses, train
+from helpers.runs import events, losses, seconds_between, train
 from helpers.throwaway import Slurm, processes, ranks
 from helpers.toy import small_run
 
+import llmjp_train
 from llmjp_train.launch.job import folders
 
 LLMJP = (sys.executable, "-m", "llmjp_train.cli")
@@ -118,6 +121,71 @@ def test_a_bad_node_is_named_and_the_run_begins_elsewhere(
     assert len(preflight["links_gbs"]["network"]) == 2
     assert preflight["seconds"] < 20, "1 s on a quiet machine"
     assert losses(run_dir) == calm_short
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_a_port_that_another_program_took_costs_one_start(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path,
+    calm_short: list[tuple[int, float, float]],
+) -> None:  # fmt: skip
+    """Between the moment when the nodes agree on it and that when the ranks want it."""
+    run_dir = tmp_path / "port"
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SHORT)
+    slurm.run(*LLMJP, "submit", *words, cwd=tmp_path)
+    (folder,) = folders(run_dir)
+
+    def ports() -> list[int]:
+        found = sorted(folder.path.glob("attempt-*/meeting.json"))
+        return [json.loads(path.read_text())["port"] for path in found]
+
+    slurm.wait(ports, 100, "nodes that meet")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports()[0]))
+        other.listen()
+        assert slurm.wait_job(folder.scheduler_id, seconds=200) == "COMPLETED"
+    first, second = ports()
+    assert first != second
+    (incident,) = events(run_dir, "incident")
+    assert (incident["what"], incident["action"], incident["lost_steps"]) == ("rank_died", "restart", 0)
+    assert f"port: {first}" in incident["evidence"]
+    assert "EADDRINUSE" in incident["evidence"]
+    assert losses(run_dir) == calm_short
+    print(f"\nport taken: {seconds_between(folder)}")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(200)
+def test_a_node_that_runs_other_code_is_named_and_nothing_starts(
+    slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    """A file on the second node's own Python path puts a package that is installed there before the snapshot."""
+    old = tmp_path / "installed" / "llmjp_train"
+    shutil.copytree(Path(llmjp_train.__file__).parent, old)
+    with (old / "exit_codes.py").open("a") as file:
+        file.write("# an older version\n")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('SLURMD_NODENAME') == '127.0.0.2':\n"
+        f"    sys.path.insert(0, {str(old.parent)!r})\n"
+    )
+    run_dir = tmp_path / "other code"
+    words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SHORT)
+    path = f"{tmp_path / 'path'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    slurm.run(*LLMJP, "submit", "--chain", "2", *words, cwd=tmp_path, PYTHONPATH=path)
+    first, second = folders(run_dir)
+    assert slurm.wait_job(second.scheduler_id, seconds=150) == "COMPLETED"
+    assert slurm.job(first.scheduler_id)["ExitCode"] == "2:0"
+    log = first.log.read_text()
+    assert log.count("nodes differ from node 0 (127.0.0.1), so nothing was started:") == 1
+    assert f"  node 1 (127.0.0.2): code (it runs {old})\n" in log
+    assert "Traceback" not in log
+    ends = [row for row in first.history() if row["kind"] == "end"]
+    assert [(row["action"], row["code"]) for row in ends] == [("halt", 2)]
+    assert [row["kind"] for row in second.history()] == ["skip"]
+    assert not (run_dir / "metrics.jsonl").exists()
+    print(f"\nother code: {seconds_between(first)}")
 
 
 @pytest.mark.full

@@ -106,7 +106,7 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
 
 def _attempt(folder: JobFolder) -> Path:
     """What all nodes leave of this attempt."""
-    return folder.path / f"attempt-{os.environ['LLMJP_ATTEMPT']}"
+    return folder.attempt(os.environ["LLMJP_ATTEMPT"])
 
 
 def _tell_bad(folder: JobFolder, bad: dict[str, str]) -> None:

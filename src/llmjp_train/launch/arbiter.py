@@ -3,8 +3,8 @@
 `python -m llmjp_train.launch.arbiter begin JOB` prints a name for the attempt that begins; exit code 3: there
 is nothing to do any more. `... end JOB CODE SIGNAL` says what an attempt's end meant: 10 start the ranks
 again, 11 queue the job again, else the job's exit code. SIGNAL: those that the job got, in order, e.g. "USR1 TERM".
-`... excluded JOB` prints the nodes that a job which is queued again must leave out. Called by the job's script on its
-first node.
+`... excluded JOB` prints the nodes that a job which is queued again must leave out; `... hosts JOB` the plain hosts
+that it is to use now. Called by the job's script on its first node.
 """
 
 import json
@@ -113,7 +113,7 @@ def _wait_for_the_dead(run_dir: Path) -> None:
 def end(folder: JobFolder, attempt: str, code: int, signalled: str) -> Verdict:
     """Judge the end of an attempt, write it down, and wait before a restart."""
     job, record = folder.read(), RunRecord(folder.run_dir)
-    evidence = _evidence(folder.path / f"attempt-{attempt}")
+    evidence = _evidence(folder.attempt(attempt))
     verdict = _judge(folder, job, record, code, signalled, evidence)
     step = _last_step(record)
     folder.note(
@@ -188,17 +188,20 @@ def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: 
 def _bad_node(
     folder: JobFolder, job: Job, record: RunRecord, evidence: dict[str, Any], *, again: bool
 ) -> Verdict:
-    """Leave the nodes out of what comes next: a job cannot change its nodes while it has them."""
+    """Leave the nodes out of what comes next: a scheduler's job cannot change its nodes while it has them."""
     bad: dict[str, str] = evidence["bad"]
-    elsewhere = again and job.scheduler != "local"
+    if job.scheduler != "local":  # where there is no other node
+        for host, why in bad.items():
+            leave_out(folder.run_dir, host, why, folder.path.name)
     verdict = Verdict(exit_codes.FAILED, "halt", f"bad node {', '.join(bad)}: {evidence['reason']}")
-    if elsewhere and job.requeue:
+    if again and job.scheduler == "hosts":
+        spare = len(_hosts(folder)) >= job.nodes
+        verdict = Verdict(AGAIN, "restart", verdict.reason) if spare else verdict
+    elif again and job.requeue:
         verdict = Verdict(REQUEUE, "requeue", verdict.reason)
-    elif elsewhere:
+    elif again and job.scheduler != "local":
         verdict = Verdict(exit_codes.FAILED, "next", verdict.reason)
     for host, why in bad.items():
-        if job.scheduler != "local":  # where there is no other node
-            leave_out(folder.run_dir, host, why, folder.path.name)
         _incident(folder, record, "bad_node", {**evidence, "host": host, "reason": why}, verdict.action)
     waiting = [
         one for one in folders(folder.run_dir)
@@ -216,6 +219,12 @@ def _bad_node(
     return verdict
 
 
+def _hosts(folder: JobFolder) -> list[str]:
+    """Plain hosts that a job may use now."""
+    absent = left_out(folder.run_dir)
+    return [host for host in load_config(folder.path / "config.yaml").cluster.hosts if host not in absent]
+
+
 def _excluded(folder: JobFolder) -> list[str]:
     return excluded(load_config(folder.path / "config.yaml").cluster, left_out(folder.run_dir))
 
@@ -231,7 +240,7 @@ def _incident(folder: JobFolder, record: RunRecord, kind: str, evidence: dict[st
 
 
 def _evidence(attempt: Path) -> dict[str, Any]:
-    """What the node says that was first: one whose rank a signal killed, then any with a fault of its own."""
+    """What the node says that was first: one lost, one whose rank a signal killed, any with a fault of its own."""
     found = []
     for path in sorted(attempt.glob("node-*.json")):
         try:
@@ -239,7 +248,7 @@ def _evidence(attempt: Path) -> dict[str, Any]:
         except ValueError:
             continue
     own = [value for value in found if value.get("kind") not in ("", "peer", None)]
-    own.sort(key=lambda value: "was killed by" not in value["reason"])
+    own.sort(key=lambda value: (value["kind"] != "node_lost", "was killed by" not in value["reason"]))
     chosen: dict[str, Any] = own[0] if own else (found[0] if found else {})
     return {**chosen, "own_error": bool(own) and "was killed by" not in chosen["reason"]}
 
@@ -282,6 +291,9 @@ def main() -> int:
             return _begin(folder)
         if words[0] == "excluded":
             print(",".join(_excluded(folder)))
+            return exit_codes.OK
+        if words[0] == "hosts":
+            print(*_hosts(folder)[: folder.read().nodes], sep="\n")
             return exit_codes.OK
         verdict = end(
             folder, os.environ.get("LLMJP_ATTEMPT", ""), int(words[2]), words[3] if len(words) > 3 else ""

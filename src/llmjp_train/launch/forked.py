@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import queue
-import socket
 import sys
 import tempfile
 import time
@@ -16,6 +15,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from llmjp_train.launch.local import free_port
 
 
 def warm() -> None:
@@ -38,9 +39,7 @@ def run_forked(function: Callable[..., Any], ranks: int, *args: Any, timeout: fl
     """
     context = multiprocessing.get_context("fork")
     results: Any = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="llmjp-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(ranks)]
         processes: list[Any] = [

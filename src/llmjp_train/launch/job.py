@@ -97,6 +97,10 @@ class JobFolder:
         text = json.dumps({"schema": SCHEMA, **asdict(job)}, ensure_ascii=False, indent=1)
         (self.path / "job.json").write_text(text + "\n", encoding="utf-8")
 
+    def attempt(self, name: str) -> Path:
+        """What the nodes leave of an attempt."""
+        return self.path / f"attempt-{name}"
+
     @property
     def scheduler_id(self) -> str:
         """The scheduler's own name of the job; empty before it has one."""

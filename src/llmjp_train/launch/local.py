@@ -47,7 +47,7 @@ def start_processes(
 
 def _start(command: Sequence[str], count: int) -> "list[subprocess.Popen[bytes]]":
     cores = sorted(os.sched_getaffinity(0))
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(count):
         share = cores[rank * len(cores) // count : (rank + 1) * len(cores) // count] or cores
@@ -119,7 +119,8 @@ def pin() -> None:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free now on all of this machine's addresses, at which torch listens."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])

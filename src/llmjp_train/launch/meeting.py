@@ -18,8 +18,10 @@ from typing import Any
 
 import psutil
 
+import llmjp_train
 from llmjp_train.errors import UserError
 from llmjp_train.launch.judging import Judgement, Needs, judge
+from llmjp_train.launch.local import free_port
 from llmjp_train.launch.probe import node_name, output_of, probe
 from llmjp_train.launch.snapshot import fingerprint
 
@@ -28,6 +30,7 @@ COMPARED = ("code", "config", "data", "python", "torch", "deepspeed")
 LARGEST_SKEW = 5.0
 """Seconds between a node's clock and the file server's before it is told."""
 OPEN_FILES = 65_536
+_PACKAGE = Path(llmjp_train.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def hello(job: Path, data: list[str], figures: dict[str, Any] | None = None) -> 
     """What this node runs, and the figures of its `probe`."""
     return {
         "host": node_name(),
-        "code": fingerprint(job / "code") if (job / "code").is_dir() else "",
+        "code": _code(job),
+        "package": str(_PACKAGE),
         "config": (job / "config.yaml").read_text(encoding="utf-8"),
         "data": _sizes(data),
         "python": sys.version.split()[0],
@@ -140,7 +144,7 @@ def _answer(folder: Path, nodes: int, interface: str, end: float, needs: Needs |
         return {"refused": str(error)}
     return {
         "address": address,
-        "port": free_port(address),
+        "port": free_port(),
         "warnings": [*oddities(found), *judged.warnings],
         "figures": {value["host"]: value["probe"] for value in found.values()},
     }
@@ -175,19 +179,23 @@ def disagreement(found: dict[int, dict[str, Any]]) -> str:
     """One message that names the nodes which differ from the first, and in what; empty when none does."""
     first, lines = found[0], []
     for node, value in sorted(found.items()):
-        what = [key for key in COMPARED if value[key] != first[key]]
+        # A node whose code is of another version may say less.
+        what = [key for key in COMPARED if value.get(key) != first[key]]
         if what:
-            shown = ", ".join(
-                f"{key} {value[key]} instead of {first[key]}"
-                if key in ("python", "torch", "deepspeed")
-                else key
-                for key in what
-            )
+            shown = ", ".join(_difference(key, value, first) for key in what)
             lines.append(f"  node {node} ({value['host']}): {shown}")
     if not lines:
         return ""
     head = f"nodes differ from node 0 ({first['host']}), so nothing was started:"
     return "\n".join([head, *lines, "make them see the same files, or leave them out"])
+
+
+def _difference(key: str, value: dict[str, Any], first: dict[str, Any]) -> str:
+    if key in ("python", "torch", "deepspeed"):
+        return f"{key} {value.get(key)} instead of {first[key]}"
+    if key == "code" and value.get("package") != first["package"]:
+        return f"code (it runs {value.get('package')})"
+    return key
 
 
 def oddities(found: dict[int, dict[str, Any]]) -> list[str]:
@@ -220,16 +228,6 @@ def address_of(interface: str) -> str:
     return found[0]
 
 
-def free_port(address: str) -> int:
-    """A port that is free at ``address`` now."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:  # a name that resolves to an address of another form
-            probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 def raise_open_files() -> int:
     """Raise the soft limit of open files as far as the hard one and need allow; the limit, -1 for none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -238,6 +236,11 @@ def raise_open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def _code(job: Path) -> str:
+    """Of the job's snapshot and of the package that really runs here, which a node's own settings may put before it."""
+    return "-".join(fingerprint(folder) for folder in (job / "code", _PACKAGE) if folder.is_dir())
 
 
 def _sizes(prefixes: list[str]) -> dict[str, int]:

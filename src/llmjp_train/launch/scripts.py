@@ -85,7 +85,6 @@ def render(job: Job, cluster: ClusterConfig, **values: Any) -> str:
         job=job,
         cluster=cluster,
         excluded=_excluded(cluster, left_out),
-        hosts=[host for host in cluster.hosts if host not in left_out],
         options=[shlex.split(option) for option in cluster.options],
         wall=wall_time(job.minutes) if job.minutes else None,
         container=_container(cluster),

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TextIO
 
 from llmjp_train import exit_codes
 from llmjp_train.parallel.world import rank_environment
@@ -26,6 +26,8 @@ from llmjp_train.parallel.world import rank_environment
 _PDEATHSIG = 1
 FAILED = "failed"
 """File in an attempt's folder: a node's ranks have failed, so that the others' must end."""
+ASKED = "asked"
+"""File in an attempt's folder that names a signal, where the job's script cannot send it to the nodes."""
 _EXCEPTION = re.compile(rb"[\w.]*(Error|Exception)(: |\s*\Z)")
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -39,7 +41,7 @@ class Result:
     reason: str = ""
     """What ended it, in words; empty after an orderly end."""
     kind: str = ""
-    """rank_died, out_of_memory, hang, peer, bad_node, or empty."""
+    """rank_died, out_of_memory, hang, peer, bad_node, node_lost, or empty."""
     rank: int | None = None
     """The rank that was first."""
     host: str = ""
@@ -95,6 +97,7 @@ class Supervisor:
         """The last line of a rank that names an exception."""
         self._selector = selectors.DefaultSelector()
         self._failed_at = 0.0
+        self._asked = ""
         self.result = Result(0, host=os.uname().nodename)
 
     def run(self) -> Result:
@@ -158,6 +161,8 @@ class Supervisor:
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         """Every request to end is one to save and end; SIGHUP is a lost connection to the first node."""
+        if number == signal.SIGHUP:
+            _nobody_listens()
         said = signal.SIGTERM if number == signal.SIGHUP else number
         self._signal_ranks(signal.SIGUSR1 if said == signal.SIGUSR2 else said)
 
@@ -182,6 +187,10 @@ class Supervisor:
         if self.deadline is not None and time.time() >= self.deadline:
             self.deadline = None
             self._signal_ranks(signal.SIGUSR1)
+        asked = self.folder / ASKED
+        if not self._asked and asked.exists() and (word := asked.read_text(encoding="utf-8").strip()):
+            self._asked = word
+            self._signal_ranks(signal.Signals[f"SIG{word}"])
         if not self._failed_at and (self.folder / FAILED).exists():
             said = json.loads((self.folder / FAILED).read_text(encoding="utf-8"))
             if said["kind"] == "hang":  # who waits for whom is seen on all nodes together
@@ -216,9 +225,7 @@ class Supervisor:
     def _fail(self, kind: str, reason: str, rank: int | None) -> None:
         self._failed_at = time.monotonic()
         self.result.kind, self.result.reason, self.result.rank = kind, reason, rank
-        print(
-            f"node {self.node} ({self.result.host}): {reason}; ending the others", file=sys.stderr, flush=True
-        )
+        _tell(f"node {self.node} ({self.result.host}): {reason}; ending the others\n".encode(), sys.stderr)
         if kind != "peer":
             part = self.folder / f"{FAILED}.{self.node}"
             said = {"kind": kind, "reason": f"{reason} on {self.result.host}"}
@@ -259,8 +266,24 @@ class Supervisor:
             if _EXCEPTION.match(line):
                 self._errors[local_rank] = line.decode(errors="replace")[:300]
         if rank == 0:
-            sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
-            sys.stdout.flush()
+            _tell(b"".join(line + b"\n" for line in lines), sys.stdout)
+
+
+def _tell(data: bytes, stream: TextIO) -> None:
+    """Print for who started this node; ranks that are saving must not die because nobody reads that any more."""
+    try:
+        stream.buffer.write(data)
+        stream.flush()
+    except OSError:
+        _nobody_listens()
+
+
+def _nobody_listens() -> None:
+    """The first node, or the terminal of an ssh, is gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _said(rank: int, code: int) -> str:

@@ -52,6 +52,8 @@ def world(environment: Mapping[str, str] | None = None) -> World:
         if size == 1 and launcher == "srun":
             return World()
         address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", ""))
+        if not address and env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env.get("OMPI_COMM_WORLD_SIZE", "none"):
+            address = "127.0.0.1"  # mpirun on one machine
         if not address:
             raise UserError(
                 f"{launcher} started {size} processes but MASTER_ADDR is not set: set it to rank 0's host"
@@ -68,8 +70,11 @@ def first_host(nodes: str) -> str:
 
 
 def _job_port(env: Mapping[str, str]) -> int:
-    """A port that two jobs on one node do not share."""
-    return 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+    """A port that two jobs on one node do not share, nor two attempts of a job: the first's may be taken."""
+    attempt = int(env.get("LLMJP_ATTEMPT", "1").partition("-")[0])
+    # Of Open MPI's own number the upper half is the mpirun, the lower one counts what it started.
+    job = int(env.get("SLURM_JOB_ID") or int(env.get("OMPI_MCA_ess_base_jobid", "0")) >> 16)
+    return 20000 + (job + 1009 * (attempt - 1)) % 12000
 
 
 _NODES = (
