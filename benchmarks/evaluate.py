@@ -20,18 +20,40 @@ def main(words: list[str]) -> None:
     parser.add_argument("--items", type=int, default=24, help="items of each task")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--batch-size", type=int, default=16, help="of the harness")
+    parser.add_argument(
+        "--agree",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: all items of likelihood tasks once on an exported model, both classes",
+    )
     args = parser.parse_args(words)
     rows = []
     for name in args.tasks:
-        rows += measure(name, args.items, args.rounds, args.batch_size)
+        if args.agree:
+            rows.append(agreement(name, args.agree, args.batch_size))
+            print(*rows[-1], sep="; ", flush=True)  # all items take long: what is killed has told some
+        else:
+            rows += measure(name, args.items, args.rounds, args.batch_size)
     report("evaluate", rows)
 
 
-def models(batch_size: int) -> tuple[Any, Any, Any]:
-    """(fast, plain, tokenizer): a random Llama of 4 layers, width 128, on LLM-jp's tokenizer 2.2."""
+def random_llama(tokenizer: Any) -> Any:
+    """A Llama of 4 layers and width 128 for a tokenizer."""
     import torch
-    from lm_eval.models.huggingface import HFLM
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def models(batch_size: int, folder: Path | None = None) -> tuple[Any, Any]:
+    """(fast, plain) of an exported folder, or of a random Llama on LLM-jp's tokenizer 2.2."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
 
     from llmjp_train.config.data import TokenizerConfig
     from llmjp_train.data import catalogue
@@ -39,21 +61,58 @@ def models(batch_size: int) -> tuple[Any, Any, Any]:
     from llmjp_train.evaluate.fast import FastLM
     from llmjp_train.evaluate.network import Network
 
-    path = Path(catalogue.get("llm-jp-v2.2-50k"))
-    tokenizer = load_tokenizer(TokenizerConfig(name="llm-jp-v2.2-50k", path=str(path)))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    path = folder or Path(catalogue.get("llm-jp-v2.2-50k"))
+    tokenizer = load_tokenizer(TokenizerConfig(name="ours", path=str(path)))
+    model: Any = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+        if folder
+        else random_llama(tokenizer)
+    )
     hf = load_tokenizer(TokenizerConfig(name="again", path=str(path))).hf
     hf.backend_tokenizer.post_processor = None  # its habit of appending EOD spoils contexts (T1)
     plain = HFLM(
         model, tokenizer=hf, device="cpu", batch_size=batch_size, max_length=4096, add_bos_token=False
     )
     plain.custom_prefix_token_id = tokenizer.eod_id
-    return FastLM(Network(model), tokenizer, 4096, show=False), plain, tokenizer
+    return FastLM(Network(model), tokenizer, 4096, show=False), plain
+
+
+def agreement(name: str, folder: Path, batch_size: int) -> tuple[str, str, str]:
+    """Both classes on all items of a multiple-choice task: do log-likelihoods, greedy flags and answers agree?
+
+    A request whose tokens cross from context to choice is scored from its first character by ours alone, and left out.
+    """
+    from llmjp_train.evaluate import harness
+    from llmjp_train.evaluate.suites import choose
+
+    fast, plain = models(batch_size, folder)
+    task = harness.load_task(choose("", [name])[0][0], [])
+    harness.build(task, None)
+    requests, skipped = [], 0
+    for request in task.instances:
+        before = fast.encoder.counts.joined_tokens
+        fast.encoder.pair(*request.args)
+        crossed = fast.encoder.counts.joined_tokens > before
+        skipped += crossed
+        requests += [] if crossed else [request]
+    ours, theirs = fast.loglikelihood(requests, True), plain.loglikelihood(requests, True)
+    worst = max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
+    flags = sum(a[1] != b[1] for a, b in zip(ours, theirs, strict=True))
+    items: dict[int, list[tuple[float, float]]] = {}
+    for request, mine, wanted in zip(requests, ours, theirs, strict=True):
+        items.setdefault(request.doc_id, []).append((mine[0], wanted[0]))
+    flips = sum(
+        _best(mine) != _best(wanted) for mine, wanted in (zip(*both, strict=True) for both in items.values())
+    )
+    return (
+        f"{name}: {len(items)} items, {len(requests)} requests, {skipped} left out",
+        f"largest difference {worst:.1e} nats, {flags} greedy flags differ, {flips} items flip",
+        "no item flips",
+    )
+
+
+def _best(scores: tuple[float, ...]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def measure(name: str, items: int, rounds: int, batch_size: int) -> list[tuple[str, str, str]]:
@@ -62,7 +121,7 @@ def measure(name: str, items: int, rounds: int, batch_size: int) -> list[tuple[s
     from llmjp_train.evaluate.encoding import Counts
     from llmjp_train.evaluate.suites import choose
 
-    fast, plain, _ = models(batch_size)
+    fast, plain = models(batch_size)
     chosen, _ = choose("", [name])
     task = harness.load_task(chosen[0], [])
     harness.build(task, items)

@@ -134,6 +134,6 @@ def test_the_harness_s_own_class_is_refused(hf_folder: Path, monkeypatch: pytest
     from llmjp_train.evaluate import together
     from llmjp_train.evaluate.likelihood import Share
 
-    monkeypatch.setattr(together, "join", lambda: Share(0, 2))
+    monkeypatch.setattr(together, "join", lambda *where: together.Party(Share(0, 2), 2))
     with pytest.raises(UserError, match="runs in one process, 2 were started"):
         llmjp(str(hf_folder), "runner=harness", "device=cpu", "tasks=[own_choice]")

@@ -253,19 +253,32 @@ class CheckpointReader:
         """Shape of a tensor."""
         return tuple(self._stored(name).size)
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The whole tensor, its chunks checked; one chunk of it at a time is held in fp32.
+    def read(
+        self, name: str, dtype: torch.dtype = torch.float32, part: tuple[slice, ...] | None = None
+    ) -> Tensor:
+        """The tensor, or a box of it, the chunks that it needs checked; one of them at a time is held in fp32.
+
+        Args:
+            part: from where to where in each dimension, both stated; none: the whole tensor.
 
         Raises:
             UserError: there is no such tensor, or a chunk of it is damaged.
         """
         stored = self._stored(name)
-        whole = torch.empty(stored.size, dtype=dtype)
+        wanted = part if part is not None else tuple(slice(0, size) for size in stored.size)
+        found = torch.empty([each.stop - each.start for each in wanted], dtype=dtype)
         for box in stored.chunks:
-            chunk = self._places[MetadataIndex(name, box.offsets)]
-            place = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.sizes, strict=True))
-            whole[place] = self._payload.read(name, chunk)
-        return whole
+            sides = list(zip(wanted, box.offsets, box.sizes, strict=True))
+            shared = [(max(w.start, o), min(w.stop, o + n)) for w, o, n in sides]
+            if any(first >= end for first, end in shared):
+                continue
+            chunk = self._payload.read(name, self._places[MetadataIndex(name, box.offsets)])
+            here = tuple(
+                slice(a - w.start, b - w.start) for (a, b), (w, _, _) in zip(shared, sides, strict=True)
+            )
+            there = tuple(slice(a - o, b - o) for (a, b), (_, o, _) in zip(shared, sides, strict=True))
+            found[here] = chunk[there]
+        return found
 
     def _stored(self, name: str) -> TensorStorageMetadata:
         stored = self._reader.metadata.state_dict_metadata.get(name)

@@ -11,7 +11,9 @@ from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
     from llmjp_train.config.evaluation import EvaluateConfig
-    from llmjp_train.evaluate.likelihood import Share
+    from llmjp_train.config.machine import ParallelConfig
+    from llmjp_train.evaluate.suites import Choice
+    from llmjp_train.evaluate.together import Party
 
 SUMMARY = "score a run or a Hugging Face folder on tasks, with intervals and baselines"
 USES_CONFIG = True
@@ -136,17 +138,27 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         include=config.include,
         licences=config.licences,
     )
-    from llmjp_train.evaluate import harness
+    from llmjp_train.evaluate import harness, together
+    from llmjp_train.evaluate.models import device_of
+    from llmjp_train.launch.local import pin, take_signals
+    from llmjp_train.parallel.world import world
 
     harness.offline()
-    from llmjp_train.evaluate import together
-
-    share = together.join()
-    say = _teller(args.json) if share.rank == 0 else lambda text: None
+    place = world()
+    parallel = together.sizes(config.parallel, place)
+    if together.in_parts(config.parallel):
+        asked = _for_parts(model, parallel, asked, is_run=is_run)
+    size = parallel.tensor * parallel.pipeline * parallel.data
+    if size > 1 and not place.launcher:
+        return _start_ranks(args, size)
+    take_signals()
+    pin()
+    party = together.join(parallel, place, device_of(config.device))
+    say = _teller(args.json) if party.first else lambda text: None
     lm, step = (
-        _load_run(model, args.step, config, say, share)
+        _load_run(model, args.step, config, say, party)
         if is_run
-        else (_load_folder(model, config, say, share), None)
+        else (_load_folder(model, config, say, party), None)
     )
 
     from llmjp_train.evaluate.runner import evaluate
@@ -162,7 +174,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
             "dtype": config.dtype,
             "weights": _weights(model),
         }
-        _journal(lm, folder / f"{name}.progress.jsonl", about, say, share.rank)
+        _journal(lm, folder / f"{name}.progress.jsonl", about, say, party.share.rank)
     payload = evaluate(
         lm,
         asked,
@@ -171,13 +183,13 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
         suite=suite,
         include=config.include,
         items_path=folder / f"{name}.items.jsonl" if folder else None,
-        settings=_settings(lm, model, config, share),
+        settings=_settings(lm, model, config, party),
         chat=config.chat,
-        first=share.rank == 0,
+        first=party.first,
         say=say,
     )
-    together.leave(share)
-    if share.rank:
+    together.leave(party)
+    if not party.first:
         return exit_codes.OK
     written = _store(model, name, payload, args.output, is_run=is_run)
     if getattr(lm, "journal", None) is not None:
@@ -187,22 +199,61 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
     else:
         show_results(payload)
     if written is not None:
-        say(f"written to {written}")
-        from llmjp_train.publish.evaluation_page import write_evaluation
-
-        lines = (written.parent / payload["items_file"]).read_text(encoding="utf-8").splitlines()
-        pages = write_evaluation(
-            payload, list(map(json.loads, lines)), written.parent / f"{name}.report", config.include
-        )
-        say(f"to look at: {pages[0]}")
+        _write_page(written, payload, config, say)
     return exit_codes.OK
 
 
-def _settings(lm: Any, model: Path, config: "EvaluateConfig", share: "Share") -> dict[str, Any]:
+def _write_page(written: Path, payload: dict[str, Any], config: "EvaluateConfig", say: Any) -> None:
+    """The page of a result that was written."""
+    from llmjp_train.publish.evaluation_page import write_evaluation
+
+    say(f"written to {written}")
+    lines = (written.parent / payload["items_file"]).read_text(encoding="utf-8").splitlines()
+    folder = written.with_suffix(".report")
+    pages = write_evaluation(payload, list(map(json.loads, lines)), folder, config.include)
+    say(f"to look at: {pages[0]}")
+
+
+def _for_parts(model: Path, parallel: "ParallelConfig", asked: "Choice", *, is_run: bool) -> "Choice":
+    """What a model in parts can be asked; refused before anything starts where it cannot be parted so.
+
+    Raises:
+        UserError: a folder, a layout that the model does not divide into, or tasks that generate text.
+    """
+    from llmjp_train.config.compose import ConfigError, load_config
+    from llmjp_train.config.layouts import axis_problems
+    from llmjp_train.evaluate.suites import likelihood_only
+
+    if not is_run:
+        raise UserError(
+            f"parallel.tensor={parallel.tensor}, parallel.pipeline={parallel.pipeline}: a run's checkpoint alone is "
+            "evaluated in parts; a Hugging Face folder is whole on each process (parallel.data), or `llmjp import` it"
+        )
+    trained = load_config(model / "config.yaml")
+    if found := axis_problems(trained.model, parallel.tensor, parallel.pipeline):
+        raise ConfigError(found)
+    return likelihood_only(asked)
+
+
+def _start_ranks(args: argparse.Namespace, size: int) -> int:
+    """This machine's own processes, each with the same words."""
+    from llmjp_train.launch.local import start_processes
+
+    words = [str(args.model), "--step", args.step, *args.overrides]
+    words += ["--json"] if args.json else []
+    words += ["--output", str(args.output)] if args.output is not None else []
+    words += ["--config-dir", str(args.config_dir)] if args.config_dir is not None else []
+    sys.stdout.flush()
+    return start_processes([sys.executable, "-m", "llmjp_train.cli", "evaluate", *words], size)
+
+
+def _settings(lm: Any, model: Path, config: "EvaluateConfig", party: "Party") -> dict[str, Any]:
     """What the record says of how the model was run, beside what the model says itself."""
     found: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
-    if share.ranks > 1:
-        found["processes"] = share.ranks
+    if party.size > 1:
+        found["processes"] = party.size
+    if party.layout is not None:
+        found["parallel"] = {axis: getattr(party.layout, axis) for axis in ("tensor", "pipeline", "data")}
     if config.chat:
         from llmjp_train.evaluate.chat import template_sha256
 
@@ -227,7 +278,7 @@ def _weights(model: Path) -> list[list[Any]]:
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(model.glob("*.safetensors"))]
 
 
-def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, share: "Share") -> tuple[Any, int]:
+def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, party: "Party") -> tuple[Any, int]:
     from llmjp_train.checkpoint.listing import choose
     from llmjp_train.checkpoint.store import CheckpointReader
     from llmjp_train.config.compose import load_config
@@ -245,13 +296,13 @@ def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, share:
     say(f"{path}: checkpoint of step {checkpoint.step}")
     tokenizer = load_tokenizer(TokenizerConfig(name=trained.tokenizer.name, path=str(folder)))
     reader = CheckpointReader(checkpoint.path)
-    return run_lm(reader, trained.model, tokenizer, config, say, share), checkpoint.step
+    return run_lm(reader, trained.model, tokenizer, config, say, party), checkpoint.step
 
 
-def _load_folder(path: Path, config: "EvaluateConfig", say: Any, share: "Share") -> Any:
+def _load_folder(path: Path, config: "EvaluateConfig", say: Any, party: "Party") -> Any:
     from llmjp_train.evaluate.loading import folder_lm
 
-    lm = folder_lm(path, config, say, share)
+    lm = folder_lm(path, config, say, party)
     if lm.bos:
         say("inputs start with BOS, as the folder's tokenizer puts it (bos=false leaves it out)")
     return lm

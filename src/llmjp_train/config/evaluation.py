@@ -30,6 +30,18 @@ class EvaluationConfig:
 
 
 @dataclass
+class SharingConfig:
+    """Processes that evaluate one model together."""
+
+    tensor: int = 1
+    """Processes that share each matrix of a run's model: for one that a device does not hold. Likelihood tasks only."""
+    pipeline: int = 1
+    """Stages that share its layers. Likelihood tasks only."""
+    data: int | None = None
+    """Models, each on one process or on tensor x pipeline, that share the items; none: as many as were started."""
+
+
+@dataclass
 class EvaluateConfig:
     """Root configuration of `llmjp evaluate`."""
 
@@ -52,6 +64,8 @@ class EvaluateConfig:
     """Sequences per forward pass of runner=harness."""
     resume: bool = True
     """Take up the scores that a killed evaluation of the same model left beside its result."""
+    parallel: SharingConfig = field(default_factory=SharingConfig)
+    """Processes: started here, or by torchrun, srun or mpirun."""
     include: list[str] = field(default_factory=list)
     """Further folders of task files and suites, in lm-evaluation-harness's format."""
     device: str = "auto"

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from llmjp_train.config.machine import Device
+from llmjp_train.config.model import ModelConfig
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.config.training import Dtype
@@ -34,7 +35,8 @@ def layout_problems(config: TrainConfig) -> list[str]:
     """What makes the layout impossible, each with key, value and remedy, and the nearest possible layouts."""
     parallel, cluster = config.parallel, config.cluster
     size = parallel.tensor * parallel.pipeline * parallel.data
-    found = [*_axes(config), *_stages_of_zero(config), *_sequence(config)]
+    axes = axis_problems(config.model, parallel.tensor, parallel.pipeline)
+    found = [*axes, *_stages_of_zero(config), *_sequence(config)]
     ranks, per_node = size, cluster.devices_per_node
     if per_node and cluster.nodes and cluster.nodes * per_node != size:
         ranks = cluster.nodes * per_node
@@ -48,7 +50,7 @@ def layout_problems(config: TrainConfig) -> list[str]:
             f"the layout's {size} ranks do not fill nodes of cluster.devices_per_node={per_node}: "
             "change parallel.data"
         )
-    if ranks != size or _axes(config):
+    if ranks != size or axes:
         near = nearest(config, ranks)
         said = "; ".join(f"tensor={t} pipeline={p} data={d}" for t, p, d in near)
         found.append(
@@ -57,23 +59,22 @@ def layout_problems(config: TrainConfig) -> list[str]:
     return found
 
 
-def _axes(config: TrainConfig) -> list[str]:
+def axis_problems(model: ModelConfig, tensor: int, pipeline: int) -> list[str]:
     """Axes longer than what they share."""
-    model, parallel = config.model, config.parallel
     found = []
-    if parallel.pipeline > model.num_layers:
+    if pipeline > model.num_layers:
         found.append(
-            f"parallel.pipeline={parallel.pipeline} is more than model.num_layers={model.num_layers}: each stage holds "
+            f"parallel.pipeline={pipeline} is more than model.num_layers={model.num_layers}: each stage holds "
             f"a layer at least; take {model.num_layers} or fewer"
         )
     for key in SHARED:
         size = getattr(model, key)
-        if size % parallel.tensor:
+        if size % tensor:
             divisors = [d for d in range(1, size + 1) if size % d == 0]
-            near = sorted(divisors, key=lambda d: abs(math.log(d / parallel.tensor)))[:2]
-            fewer = "more ranks than key heads: " if key == "num_kv_heads" and size < parallel.tensor else ""
+            near = sorted(divisors, key=lambda d: abs(math.log(d / tensor)))[:2]
+            fewer = "more ranks than key heads: " if key == "num_kv_heads" and size < tensor else ""
             found.append(
-                f"parallel.tensor={parallel.tensor} does not divide model.{key}={size}: {fewer}take "
+                f"parallel.tensor={tensor} does not divide model.{key}={size}: {fewer}take "
                 f"{' or '.join(map(str, sorted(near)))}"
             )
     return found

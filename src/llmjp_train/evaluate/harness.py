@@ -12,7 +12,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 
 from llmjp_train.errors import UserError
-from llmjp_train.evaluate.suites import Chosen
+from llmjp_train.evaluate.suites import LIKELIHOOD, Chosen
 from llmjp_train.evaluate.tasks import MissingDataError, TaskFile, functions
 from llmjp_train.resources import resource
 
@@ -24,7 +24,6 @@ OFFLINE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-LIKELIHOOD = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 
 
 def offline() -> None:
@@ -181,23 +180,27 @@ def _in_memory(task: TaskFile) -> Any:
     return items
 
 
+class UnfitError(UserError):
+    """A task that the model at hand cannot do."""
+
+
 def check(task: TaskFile, loaded: Any, *, likelihood_only: bool, knows_greedy: bool) -> None:
     """Refuse a task that the model cannot do.
 
     Raises:
-        UserError: it generates text, or asks what greedy decoding would write, and the model cannot say.
+        UnfitError: it generates text, or asks what greedy decoding would write, and the model cannot say.
     """
     kind = str(loaded.OUTPUT_TYPE)
     if likelihood_only and kind not in LIKELIHOOD:
-        raise UserError(
+        raise UnfitError(
             f"task {task.name} generates text ({kind}); runs are scored on likelihood tasks: "
             "`llmjp export RUN`, then evaluate the exported folder"
         )
     asks_greedy = "exact_match" in task.metrics or (kind == "loglikelihood" and "acc" in task.metrics)
     if asks_greedy and not knows_greedy:
-        raise UserError(
-            f"task {task.name} asks what greedy decoding would write, which the engine does not say in "
-            "training: leave it out of the loop and evaluate the checkpoint with `llmjp evaluate RUN`"
+        raise UnfitError(
+            f"task {task.name} asks what greedy decoding would write, which a model that processes share "
+            "does not say: leave it out here, and evaluate the checkpoint whole with `llmjp evaluate RUN`"
         )
 
 

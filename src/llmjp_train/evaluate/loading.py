@@ -17,6 +17,8 @@ from llmjp_train.evaluate.folder import TOKENIZER_FILES, FolderLM, folder_bos
 from llmjp_train.evaluate.likelihood import Share
 from llmjp_train.evaluate.models import DecoderLM, decoder_from, device_of, dtype_of
 from llmjp_train.evaluate.network import Network
+from llmjp_train.evaluate.parts import PartLM
+from llmjp_train.evaluate.together import Party
 from llmjp_train.model.hf import family_of, hf_tensors, to_hf_config
 
 RUNNERS = ("fast", "harness")
@@ -37,14 +39,14 @@ def _bos(config: EvaluateConfig) -> bool | None:
     return False if config.chat and config.bos is None else config.bos
 
 
-ALONE = Share()
+ALONE = Party(Share())
 
 
-def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None], share: Share = ALONE) -> Any:
+def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None], party: Party = ALONE) -> Any:
     """The model of a Hugging Face folder.
 
     Args:
-        share: this process's part of the items.
+        party: this process's part of the items.
 
     Raises:
         UserError: the folder lacks its tokenizer or a part of its weights, or several processes are to share a
@@ -54,9 +56,9 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None], 
     device = device_of(config.device)
 
     def harness_s_own() -> FolderLM:
-        if share.ranks > 1:
+        if party.size > 1:
             raise UserError(
-                f"lm-evaluation-harness's own class runs in one process, {share.ranks} were started: start one"
+                f"lm-evaluation-harness's own class runs in one process, {party.size} were started: start one"
             )
         return FolderLM(
             folder,
@@ -80,7 +82,7 @@ def folder_lm(folder: Path, config: EvaluateConfig, say: Callable[[str], None], 
         return harness_s_own()
     stated_bos = _bos(config)
     bos = folder_bos(folder, tokenizer) if stated_bos is None else stated_bos
-    return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos, share=share)
+    return FastLM(network, tokenizer, longest, batch_tokens=config.batch_tokens, bos=bos, share=party.share)
 
 
 def folder_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -118,12 +120,12 @@ def run_lm(
     tokenizer: Tokenizer,
     config: EvaluateConfig,
     say: Callable[[str], None],
-    share: Share = ALONE,
+    party: Party = ALONE,
 ) -> Any:
     """The model of a training checkpoint of any layout, without an export.
 
     Args:
-        share: this process's part of the items.
+        party: this process's part of the items, and of the model.
 
     Raises:
         UserError: the checkpoint is not of this model, or a value is of no use.
@@ -131,6 +133,18 @@ def run_lm(
     check_runner(config)
     device, dtype = device_of(config.device), dtype_of(config.dtype)
     longest = min(config.max_length or trained.max_positions, trained.max_positions)
+    if party.layout is not None:
+        say("a model in parts: likelihood tasks on our own decoder, without sharing examples")
+        return PartLM(
+            reader,
+            trained,
+            party.layout,
+            tokenizer,
+            longest,
+            dtype=dtype,
+            batch_size=config.batch_size,
+            bos=bool(config.bos),
+        )
     if config.runner == "fast":
         try:
             family_of(trained)
@@ -145,12 +159,12 @@ def run_lm(
                     longest,
                     batch_tokens=config.batch_tokens,
                     bos=bool(config.bos),
-                    share=share,
+                    share=party.share,
                 )
             say(f"the fast runner does not fit this model: {reason}")
     decoder = decoder_from(reader, trained, device, dtype)
     return DecoderLM(
-        decoder, tokenizer, longest, batch_size=config.batch_size, bos=bool(config.bos), share=share
+        decoder, tokenizer, longest, batch_size=config.batch_size, bos=bool(config.bos), share=party.share
     )
 
 

@@ -12,6 +12,8 @@ from llmjp_train.data.tokenizers import Tokenizer
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate.likelihood import LikelihoodLM, Score, Share, Window
 from llmjp_train.model.decoder import Decoder
+from llmjp_train.model.shapes import parameter_shapes
+from llmjp_train.parallel.places import place
 
 NO_TARGET = -100
 LOGITS_AT_A_TIME = 1024
@@ -153,13 +155,26 @@ def decoder_from(
         decoder = Decoder(config)
     decoder = decoder.to(dtype).to_empty(device=device)
     decoder.tie()
-    held = set(reader.names())
+    fill(decoder, reader, config)
+    return decoder
+
+
+def fill(
+    decoder: Decoder, reader: CheckpointReader, config: ModelConfig, tensor: int = 1, rank: int = 0
+) -> None:
+    """Put a checkpoint's fp32 masters into a decoder, or into the part of one that tensor rank ``rank`` holds.
+
+    Raises:
+        UserError: the checkpoint lacks a parameter of ``config``, or has it in another shape.
+    """
+    held, shapes = set(reader.names()), parameter_shapes(config)
     for name, parameter in decoder.named_parameters():
         stored = f"master.{name}"
         if stored not in held:
             raise UserError(f"the checkpoint has no {stored}: its model is not the one of config.yaml")
-        shape = tuple(reader.shape(stored))
-        if shape != tuple(parameter.shape):
-            raise UserError(f"{stored} is {shape} in the checkpoint, {tuple(parameter.shape)} by config.yaml")
-        parameter.data.copy_(reader.read(stored))
-    return decoder
+        if (shape := tuple(reader.shape(stored))) != shapes[name]:
+            raise UserError(f"{stored} is {shape} in the checkpoint, {shapes[name]} by config.yaml")
+        where = place(config, name, shapes[name], tensor, rank)
+        values = reader.read(stored, part=where.slices) if where.split else reader.read(stored)
+        parameter.data.zero_()  # rows that fill up the vocabulary lie after the values
+        parameter.data[: len(values)].copy_(values)

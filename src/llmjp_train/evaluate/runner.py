@@ -65,7 +65,7 @@ def evaluate(
                 harness.ask(lm, _loaded(lm, entry, list(include)), entry.limit, chat=chat)
                 continue
             done[entry.task.name] = _run_task(lm, entry, list(include), lines, chat)
-        except MissingDataError as error:
+        except (MissingDataError, harness.UnfitError) as error:
             if not entry.optional:
                 raise
             left_out.append(str(error))

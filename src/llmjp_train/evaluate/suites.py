@@ -24,6 +24,8 @@ COMMERCIAL = frozenset(
 )  # fmt: skip
 """SPDX names of licences that allow commercial use (of the items; a few want attribution or share-alike)."""
 LICENCES = ("all", "commercial")
+LIKELIHOOD = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+"""Kinds of tasks that ask for log-probabilities alone; the others generate text."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,31 @@ def choice(
     whole = {name: groups[name] for name in dict.fromkeys(e.group for e in chosen if e.group)}
     whole = {name: group for name, group in whole.items() if ran.issuperset(group.tasks)}
     return Choice(chosen, list(dict.fromkeys(skipped)), picked, whole)
+
+
+def likelihood_only(asked: Choice) -> Choice:
+    """The same without tasks that generate text: a suite's are said to be left out.
+
+    Of the harness's own tasks the kind is known when they are loaded.
+
+    Raises:
+        UserError: such a task was named, or nothing is left.
+    """
+    written = [e.task.name for e in asked.chosen if e.task.local and e.task.output_type not in LIKELIHOOD]
+    rest = [entry for entry in asked.chosen if entry.task.name not in written]
+    why = (
+        "generates text, and a model in parts (parallel.tensor, parallel.pipeline) is scored on likelihood tasks "
+        "alone: evaluate it whole, with parallel.data for several processes"
+    )
+    if written and (not asked.suite.name or not rest):
+        raise UserError(f"task {', '.join(written)}: {why}, or leave it out of tasks=[...]")
+    ran = {entry.task.name for entry in rest}
+    return Choice(
+        rest,
+        [*asked.skipped, *(f"task {name}: it {why}" for name in written)],
+        asked.suite,
+        {name: group for name, group in asked.groups.items() if ran.issuperset(group.tasks)},
+    )
 
 
 def _check(num_fewshot: int | None, limit: int | None, licences: str) -> None:

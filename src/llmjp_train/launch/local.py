@@ -1,4 +1,4 @@
-"""Several training processes on this machine, as `llmjp train parallel.data=2` asks for."""
+"""Several processes on this machine, as `llmjp train parallel.data=2` and `llmjp evaluate` ask for."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def start_processes(
     """Run ``command`` as ``count`` ranks, pinned to their share of the cores; the worst exit code.
 
     Signals are passed on to all. They are blocked while a rank starts, until it unblocks them itself
-    (`Stops.install`), so that one which comes before a rank can handle it waits and does not kill it.
+    (`Stops.install`, `take_signals`), so that one which comes before a rank can handle it waits and does not kill it.
     When one rank fails the others are asked to end and, after ``grace_seconds``, killed: they would wait
     for it for ever.
 
@@ -117,6 +117,11 @@ def pin() -> None:
     cores = os.environ.get("LLMJP_CORES")
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+
+
+def take_signals() -> None:
+    """Let signals through again that `start_processes` blocked, in a rank without handlers of its own."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def free_port() -> int:
