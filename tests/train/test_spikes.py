@@ -15,6 +15,7 @@ from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.config.validate import problems
 from llmjp_train.runlog.record import RunRecord
+from llmjp_train.train import loop
 from llmjp_train.train.run import in_stream
 from llmjp_train.train.spikes import leave_out
 
@@ -154,6 +155,29 @@ def test_rewind_goes_back_and_leaves_the_samples_out(run: Any, tmp_path: Path) -
     )
     assert run("late", "rewind", *more, world=world, steps=(33,)) == [exit_codes.OK] * world
     assert [event["step"] for event in events(tmp_path / "late" / "run", "rewind")] == [28]
+
+
+def test_a_run_that_dies_after_a_rewind_does_not_read_the_samples_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint holds yet what the rewind left out: the record does."""
+    assert run("whole", "rewind") == [exit_codes.OK]
+
+    def dies(one: Any, *args: Any) -> Any:
+        if one.step == 26 and any(event["kind"] == "rewind" for event in one.record.read_events()):
+            raise RuntimeError("the node is gone")
+        return take_step(one, *args)
+
+    take_step = loop.take_step
+    with monkeypatch.context() as hurt:
+        hurt.setattr(loop, "take_step", dies)
+        with pytest.raises(RuntimeError, match="the node is gone"):
+            run("parts", "rewind")
+    parts = tmp_path / "parts" / "run"
+    assert committed(parts)[-1].step == 24
+    assert run("parts", "rewind") == [exit_codes.OK]
+    assert len(events(parts, "rewind")) == 1
+    assert losses(parts) == losses(tmp_path / "whole" / "run")
 
 
 def test_spikes_that_do_not_end_stop_the_run(run: Any, tmp_path: Path) -> None:

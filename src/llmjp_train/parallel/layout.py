@@ -143,6 +143,10 @@ class Layout:
 def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: float = 30) -> Layout:
     """Join the other ranks and give the layout that this rank has in ``config``.
 
+    Args:
+        timeout_minutes: what a collective may take until `Layout.limit_waits`, in groups of any backend: torch's own
+            limit for NCCL is a third of it.
+
     Raises:
         UserError: the number of processes is not what the layout asks for.
     """
@@ -164,20 +168,18 @@ def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: 
         MASTER_ADDR=world.address,
         MASTER_PORT=str(world.port),
     )
-    control = None
+    control, timeout = None, timedelta(minutes=timeout_minutes)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if world.size == 1 and not world.launcher:
             # Alone: a store in memory, so that no port can be taken by another run.
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group(
-                backend, rank=world.rank, world_size=world.size, timeout=timedelta(minutes=timeout_minutes)
-            )
+            dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
     if cuda:
-        control = dist.new_group(backend="gloo")
+        control = dist.new_group(backend="gloo", timeout=timeout)
     groups = {
-        axis: _group(config, world.rank, axis) if config.tensor * config.pipeline > 1 else None
+        axis: _group(config, world.rank, axis, timeout) if config.tensor * config.pipeline > 1 else None
         for axis in ("tensor", "data", "pipeline")
     }
     return Layout(
@@ -188,7 +190,7 @@ def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: 
         world,
         device,
         control,
-        saving=dist.new_group(backend="gloo"),
+        saving=dist.new_group(backend="gloo", timeout=timeout),
         sequence=config.sequence and config.tensor > 1,
         tensor_group=groups["tensor"],
         data_group=groups["data"],
@@ -196,7 +198,7 @@ def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: 
     )
 
 
-def _group(config: ParallelConfig, rank: int, axis: str) -> "dist.ProcessGroup | None":
+def _group(config: ParallelConfig, rank: int, axis: str, timeout: timedelta) -> "dist.ProcessGroup | None":
     """This rank's group along an axis. Every rank makes every group, in the same order."""
     places = [coordinates(r, config.tensor, config.data) for r in range(dist.get_world_size())]
     lines: dict[tuple[int, ...], list[int]] = {}
@@ -205,7 +207,7 @@ def _group(config: ParallelConfig, rank: int, axis: str) -> "dist.ProcessGroup |
         lines.setdefault(key, []).append(other)
     mine = None
     for ranks in lines.values():
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, timeout=timeout)
         if rank in ranks:
             mine = group
     return mine

@@ -8,7 +8,7 @@ from llmjp_train.checkpoint.storage import DamagedError
 from llmjp_train.checkpoint.store import load, read_state
 from llmjp_train.errors import UserError
 from llmjp_train.train.fingerprints import differences
-from llmjp_train.train.run import LEFT_OUT, NOT_APPLIED, Run
+from llmjp_train.train.run import ANSWERED, LEFT_OUT, NOT_APPLIED, Run
 
 
 def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
@@ -28,6 +28,8 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     run.step = state["step"]
     inherited = (LEFT_OUT, NOT_APPLIED) if fork else state["memory"]
     run.memory = {key: state["memory"][key] for key in inherited if key in state["memory"]}
+    if not fork:
+        run.memory |= run.layout.from_leader(_rewound(run) if run.layout.leader else {})
     run.engine.restore(run.updates)
     run.origin = {
         "checkpoint": checkpoint.path.name,
@@ -37,6 +39,14 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     }
     if fork:
         run.origin["fork_of"] = str(run.config.fork.run)
+
+
+def _rewound(run: Run) -> dict[str, Any]:
+    """What the newest rewind to this step or a later one left out: no checkpoint from before it can know."""
+    rewinds = [event for event in run.record.read_events() if event["kind"] == "rewind"]
+    if not rewinds or rewinds[-1]["step"] < run.step:
+        return {}
+    return {key: rewinds[-1][key] for key in (LEFT_OUT, ANSWERED) if key in rewinds[-1]}
 
 
 def check_fingerprints(before: dict[str, Any], now: dict[str, Any], allowed: list[str], path: Path) -> None:

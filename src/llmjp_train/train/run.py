@@ -16,6 +16,8 @@ from llmjp_train.train.schedule import Schedule
 from llmjp_train.train.stops import Stops
 from llmjp_train.train.trackers import Tracker, flat_numbers
 
+ANSWERED = "spikes_answered"
+"""Key in ``Run.memory``: steps of spikes at which something was done."""
 LEFT_OUT = "left_out"
 NOT_APPLIED = "not_applied"
 """Keys in ``Run.memory`` that every line of a run inherits: what a rewind left out of the data, as [samples consumed

@@ -12,16 +12,15 @@ from llmjp_train.config.training import Dtype, SpikePolicy
 from llmjp_train.engine.result import StepResult
 from llmjp_train.train.metrics import SpikeScore
 from llmjp_train.train.resuming import resume
-from llmjp_train.train.run import LEFT_OUT, Outcome, Run, in_stream
+from llmjp_train.train.run import ANSWERED, LEFT_OUT, Outcome, Run, in_stream
 
 WINDOW = 1000
 """Steps over which answers are counted against ``spikes.most``."""
 MOST_OVERFLOWS = 20
 """fp16 steps in a row whose gradients may be too large for the scale; DeepSpeed lowers it each time."""
 SCORE = "spike"
-ANSWERED = "spikes_answered"
 OVERFLOWS = "overflows"
-"""Keys in ``Run.memory``: state of the score; steps at which something was done; overflows in a row."""
+"""Keys in ``Run.memory``: state of the score; overflows in a row."""
 
 
 class _Settles(Protocol):
@@ -119,7 +118,14 @@ def _rewind(run: Run, result: StepResult) -> Outcome:
     run.origin = origin  # where this start began
     if run.layout.leader:
         left = set_aside(run.record.path, run.step)
-        run.record.event("rewind", step=run.step, folder=chosen.path.name, left=left, left_out=left_out)
+        run.record.event(
+            "rewind",
+            step=run.step,
+            folder=chosen.path.name,
+            left=left,
+            left_out=left_out,
+            spikes_answered=answered,
+        )
     return Outcome.rewind
 
 
