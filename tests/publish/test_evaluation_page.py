@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from llmjp_train.evaluate.averages import Average
 from llmjp_train.evaluate.compare import Comparison, Difference
 from llmjp_train.evaluate.schema import Metric, Payload, TaskResult
 from llmjp_train.evaluate.tasks import find_tasks
+from llmjp_train.evaluate.verdicts import SENTENCES, Sentence
 from llmjp_train.publish.evaluation_page import (
     evaluation_csv,
     families,
@@ -172,14 +174,29 @@ def test_both_languages_say_the_same_things() -> None:
 
 @pytest.fixture
 def comparison() -> Comparison:
-    more = (100, 90, True, ["note"])
+    more = (100, 90, True, [Sentence("prompts"), Sentence("in_common", shared=5, ours=6, theirs=7)])
     rows = [
         Difference(
-            f"t{i}", "acc", "old", "new <b>", 0.4, 0.4 + d, d, 0.02, d - 0.04, d + 0.04, p, p, 0.06, *more
+            f"t{i}",
+            "acc",
+            "old",
+            "new <b>",
+            0.4,
+            0.4 + d,
+            d,
+            0.02 * bool(d),
+            d - 0.04,
+            d + 0.04,
+            p,
+            p,
+            0.06,
+            *more,
         )
         for i, (d, p) in enumerate([(0.1, 0.001), (-0.02, 0.5), (0.0, 1.0)])
     ]
-    return Comparison(["old", "new <b>"], rows, ["u: old has no figures"])
+    unlike = Sentence("data_sha256", task="v", one="ab", other="cd")
+    left_out = [Sentence("no_figures", task="u", name="old"), unlike, Sentence("few", task="w")]
+    return Comparison(["old", "new <b>"], rows, left_out)
 
 
 def test_a_comparison_says_what_may_be_said(comparison: Comparison, tmp_path: Path) -> None:
@@ -190,7 +207,31 @@ def test_a_comparison_says_what_may_be_said(comparison: Comparison, tmp_path: Pa
     assert text.count("no difference seen") == 2
     rows = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text("utf-8"))))
     assert float(rows[0]["difference"]) == 0.1
-    assert json.loads((tmp_path / "c.json").read_text("utf-8"))["left_out"] == ["u: old has no figures"]
+    assert json.loads((tmp_path / "c.json").read_text("utf-8"))["left_out"][0] == "u: old has no figures"
+
+
+def test_no_sentence_of_a_comparison_is_english_on_the_japanese_page(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    assert SENTENCES["en"].keys() == SENTENCES["ja"].keys()
+    fields = {
+        language: [
+            sorted(field for _, field, *_ in Formatter().parse(text) if field) for text in told.values()
+        ]
+        for language, told in SENTENCES.items()
+    }
+    assert fields["en"] == fields["ja"]
+    write_comparison(comparison, tmp_path / "c.html")
+    pages = [(tmp_path / name).read_text("utf-8") for name in ("c.html", "c.ja.html")]
+    # The longest words between the places of values: what a page has of a sentence whatever was filled in.
+    for key, text in SENTENCES["en"].items():
+        longest = max((words for words, *_ in Formatter().parse(text)), key=len)
+        if key not in ("main_metric", "task_version"):
+            assert longest in pages[0], key
+        assert longest not in pages[1], key
+    assert "new &lt;b&gt; が 0.100 上回る（0.060 ～ 0.140）" in pages[1]
+    assert pages[1].count("差は見られない") == 2
+    assert "u：old には値がない" in pages[1]
 
 
 # Chromium.

@@ -73,7 +73,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
     written = [
         write_text(
             out.with_suffix(f"{_suffix(language)}.html"),
-            _render("comparison.html.j2", language, page=found.to_dict(), rows=rows, widest=widest),
+            _render("comparison.html.j2", language, page=found.to_dict(language), widest=widest),
         )
         for language in LANGUAGES
     ]

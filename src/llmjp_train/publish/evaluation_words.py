@@ -23,7 +23,7 @@ WORDS: dict[str, dict[str, str]] = {
         "Own items": "Own items", "Common sense": "Common sense", "Acceptability": "Acceptability", "Code": "Code",
         "Extraction": "Extraction", "Maths": "Maths", "NLI": "NLI", "QA": "QA",
         "Reading": "Reading", "STS": "STS", "Translation": "Translation", "mean of tasks": "mean of tasks",
-        "sorted": "sort by", "other": "日本語",
+        "sorted": "sort by", "semicolon": "; ", "other": "日本語",
     },
     "ja": {
         "evaluation": "評価", "comparison": "比較", "step": "ステップ", "suite": "スイート", "summary": "要約",
@@ -45,6 +45,6 @@ WORDS: dict[str, dict[str, str]] = {
         "Own items": "自作の問題", "Common sense": "常識", "Acceptability": "容認性", "Code": "プログラム",
         "Extraction": "抽出", "Maths": "算数・数学", "NLI": "自然言語推論", "QA": "質問応答",
         "Reading": "読解", "STS": "文の類似度", "Translation": "翻訳", "mean of tasks": "タスクの平均",
-        "sorted": "並べ替え：", "other": "English",
+        "sorted": "並べ替え：", "semicolon": "。", "other": "English",
     },
 }  # fmt: skip
