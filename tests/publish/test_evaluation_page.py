@@ -15,8 +15,9 @@ from helpers.browser import browse, luminance
 
 from llmjp_train.evaluate.averages import Average
 from llmjp_train.evaluate.compare import Comparison, Difference
+from llmjp_train.evaluate.definitions import DIFFERS, THEIRS, both, others_of, right_name
 from llmjp_train.evaluate.schema import Metric, Payload, TaskResult
-from llmjp_train.evaluate.tasks import find_tasks
+from llmjp_train.evaluate.tasks import find_groups, find_tasks
 from llmjp_train.evaluate.verdicts import SENTENCES, Sentence
 from llmjp_train.publish.evaluation_page import (
     evaluation_csv,
@@ -232,6 +233,60 @@ def test_no_sentence_of_a_comparison_is_english_on_the_japanese_page(
     assert "new &lt;b&gt; が 0.100 上回る（0.060 ～ 0.140）" in pages[1]
     assert pages[1].count("差は見られない") == 2
     assert "u：old には値がない" in pages[1]
+
+
+def test_tasks_of_two_definitions_stand_side_by_side(payload: dict[str, Any], tmp_path: Path) -> None:
+    subjects = ["jmmlu_a", "jmmlu_b"]
+    mean = Average("jmmlu", "group", subjects, 0.31, 0.02, 0.27, 0.35, "")
+    payload["tasks"] |= {name: asdict(result(0.3)) for name in subjects}
+    payload["averages"].append(asdict(mean))
+    theirs = payload | {
+        "suite": "llm-jp-eval",
+        "averages": [],
+        "time": "2026-01-01",
+        "tasks": {
+            "llm_jp_eval_jsquad": asdict(result(0.61, "char_f1", items=100)),
+            "llm_jp_eval_jmmlu": asdict(result(0.05, "exact_match", items=100)),
+            "llm_jp_eval_mawps": asdict(result(0.02, "exact_match")),
+        },
+    }
+    written = write_evaluation(payload, [], tmp_path / "apart", (), [theirs])
+    rows = {row["task"]: row for row in json.loads(written[-1].read_text("utf-8"))}
+    assert written[-1].name == "definitions.json"
+    assert set(rows) == {"jsquad", "jmmlu"}  # MAWPS was run in one definition alone
+    assert (rows["jsquad"]["right"]["value"], rows["jsquad"]["theirs"]["value"]) == (0.2, 0.61)
+    assert (rows["jmmlu"]["right"]["low"], rows["jmmlu"]["right"]["items"]) == (0.27, 96)
+    assert rows["jsquad"]["differs"] == ["char_f1", "title", "prompts"]
+    for path, language in zip(written, LANGUAGES, strict=False):
+        table = re.search(r'<table id="definitions".*?</table>', path.read_text("utf-8"), re.DOTALL)
+        assert table is not None
+        for said_there in ("0.200", "0.100 – 0.300", "0.610", DIFFERS[language]["title"], "0.310", "0.050"):
+            assert said_there in table[0].replace("&#39;", "'")
+    # The same figures from one evaluation with both, as the suite full gives it; none where there is nothing to show.
+    together = payload | {"tasks": payload["tasks"] | theirs["tasks"]}
+    names = [path.name for path in write_evaluation(together, [], tmp_path / "together")]
+    assert json.loads((tmp_path / "together/definitions.json").read_text("utf-8")) == list(rows.values())
+    assert "definitions.json" in names
+    assert both(payload) == []
+    assert 'id="definitions"' not in (write_evaluation(payload, [], tmp_path / "one")[0]).read_text("utf-8")
+
+
+def test_other_results_of_the_same_model_alone_are_taken(payload: dict[str, Any], tmp_path: Path) -> None:
+    for name, changed in {
+        "mine": {}, "suite": {"suite": "llm-jp-eval"}, "step": {"step": 10}, "model": {"model": "other"},
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(payload | changed), "utf-8")
+    (tmp_path / "torn.json").write_text("{", "utf-8")
+    assert [one["suite"] for one in others_of(tmp_path / "mine.json", payload)] == ["llm-jp-eval"]
+
+
+def test_what_differs_is_said_in_both_languages_of_every_task_of_llm_jp_eval() -> None:
+    assert DIFFERS["en"].keys() == DIFFERS["ja"].keys()
+    known = find_tasks()
+    groups = find_groups()
+    for name in known:
+        if name.startswith(THEIRS):
+            assert right_name(name) in known.keys() | groups.keys(), name
 
 
 # Chromium.
