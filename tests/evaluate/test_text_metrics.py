@@ -167,10 +167,12 @@ def test_rouge_is_google_s_on_characters(prediction: str, gold: str) -> None:
 
 
 def bleu_by_hand(pairs: list[tuple[str, str]]) -> float:
-    """Papineni et al. (2002) on characters, one reference, without smoothing."""
-    total = 1.0
+    """Papineni et al. (2002) on characters that are no space, one reference; where no n-gram is hit, half, a quarter
+    (and so on) of a hit counts, sacrebleu's smoothing (Lin and Och, 2004)."""
+    pairs = [("".join(gold.split()), "".join(prediction.split())) for gold, prediction in pairs]
+    total, smooth = 1.0, 1.0
     for size in range(1, 5):
-        hits = count = 0
+        hits = count = 0.0
         for gold, prediction in pairs:
             left = [gold[i : i + size] for i in range(len(gold) - size + 1)]
             grams = [prediction[i : i + size] for i in range(len(prediction) - size + 1)]
@@ -179,9 +181,42 @@ def bleu_by_hand(pairs: list[tuple[str, str]]) -> float:
                 if gram in left:
                     left.remove(gram)
                     hits += 1
+        if (size == 1 and not hits) or not count:
+            return 0.0
+        if not hits:
+            smooth /= 2
+            hits = smooth
         total *= (hits / count) ** 0.25
     golds, found = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
     return 100 * total * (1.0 if found >= golds else math.exp(1 - golds / found))
+
+
+ADVERSARIAL = {
+    "repeated": [("猫が好きです", "猫猫猫猫猫猫が")],
+    "short": [("東京都の人口は約千四百万人です", "東京都の人口")],
+    "long": [("東京都", "東京都の人口は約千四百万人です")],
+    "spaces": [("東京　へ 行きました", "東京へ\u3000行き ました")],
+    "widths are not folded": [("ＡＢＣ１２３です", "ABC123です"), ("ガラスです", "ｶﾞﾗｽです")],
+    "marks that combine": [("がぎぐげご", "か\u3099き\u3099くげご")],
+    "beyond the basic plane": [("𠮷野家で👨\u200d👩\u200d👧食事", "𠮷野家で👨\u200d👩食事した")],
+    "no quadruple": [("今日は晴れ", "晴れ今日は")],
+    "nothing in common": [("今日は晴れ", "XYZWV")],
+    "one is empty": [("今日は晴れです", ""), ("明日は雨です", "明日は雨だ")],
+    "signs": [("「はい」、そうです。", "『はい』,そうです．")],
+}
+
+
+@pytest.mark.parametrize("pairs", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_bleu_of_characters_on_adversarial_texts(pairs: list[tuple[str, str]]) -> None:
+    wanted = bleu_by_hand(pairs)
+    assert text_metrics.bleu(pairs) == pytest.approx(wanted)
+    counts = [text_metrics.translation_counts(prediction, gold, "bleu_char") for gold, prediction in pairs]
+    assert text_metrics.of_counts(counts, name="bleu_char") == pytest.approx(wanted)  # as tasks sum it up
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
+def test_bleu_of_characters_on_any_texts(pairs: list[tuple[str, str]]) -> None:
+    assert text_metrics.bleu(pairs) == pytest.approx(bleu_by_hand(pairs))
 
 
 def test_bleu_and_chrf() -> None:

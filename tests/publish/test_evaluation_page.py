@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from helpers.browser import browse, luminance
 
 from llmjp_train.evaluate.averages import Average
 from llmjp_train.evaluate.compare import Comparison, Difference
+from llmjp_train.evaluate.definitions import DIFFERS, THEIRS, both, others_of, right_name
 from llmjp_train.evaluate.schema import Metric, Payload, TaskResult
-from llmjp_train.evaluate.tasks import find_tasks
+from llmjp_train.evaluate.tasks import find_groups, find_tasks
+from llmjp_train.evaluate.verdicts import SENTENCES, Sentence
 from llmjp_train.publish.evaluation_page import (
     evaluation_csv,
     families,
@@ -172,14 +175,29 @@ def test_both_languages_say_the_same_things() -> None:
 
 @pytest.fixture
 def comparison() -> Comparison:
-    more = (100, 90, True, ["note"])
+    more = (100, 90, True, [Sentence("prompts"), Sentence("in_common", shared=5, ours=6, theirs=7)])
     rows = [
         Difference(
-            f"t{i}", "acc", "old", "new <b>", 0.4, 0.4 + d, d, 0.02, d - 0.04, d + 0.04, p, p, 0.06, *more
+            f"t{i}",
+            "acc",
+            "old",
+            "new <b>",
+            0.4,
+            0.4 + d,
+            d,
+            0.02 * bool(d),
+            d - 0.04,
+            d + 0.04,
+            p,
+            p,
+            0.06,
+            *more,
         )
         for i, (d, p) in enumerate([(0.1, 0.001), (-0.02, 0.5), (0.0, 1.0)])
     ]
-    return Comparison(["old", "new <b>"], rows, ["u: old has no figures"])
+    unlike = Sentence("data_sha256", task="v", one="ab", other="cd")
+    left_out = [Sentence("no_figures", task="u", name="old"), unlike, Sentence("few", task="w")]
+    return Comparison(["old", "new <b>"], rows, left_out)
 
 
 def test_a_comparison_says_what_may_be_said(comparison: Comparison, tmp_path: Path) -> None:
@@ -190,7 +208,85 @@ def test_a_comparison_says_what_may_be_said(comparison: Comparison, tmp_path: Pa
     assert text.count("no difference seen") == 2
     rows = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text("utf-8"))))
     assert float(rows[0]["difference"]) == 0.1
-    assert json.loads((tmp_path / "c.json").read_text("utf-8"))["left_out"] == ["u: old has no figures"]
+    assert json.loads((tmp_path / "c.json").read_text("utf-8"))["left_out"][0] == "u: old has no figures"
+
+
+def test_no_sentence_of_a_comparison_is_english_on_the_japanese_page(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    assert SENTENCES["en"].keys() == SENTENCES["ja"].keys()
+    fields = {
+        language: [
+            sorted(field for _, field, *_ in Formatter().parse(text) if field) for text in told.values()
+        ]
+        for language, told in SENTENCES.items()
+    }
+    assert fields["en"] == fields["ja"]
+    write_comparison(comparison, tmp_path / "c.html")
+    pages = [(tmp_path / name).read_text("utf-8") for name in ("c.html", "c.ja.html")]
+    # The longest words between the places of values: what a page has of a sentence whatever was filled in.
+    for key, text in SENTENCES["en"].items():
+        longest = max((words for words, *_ in Formatter().parse(text)), key=len)
+        if key not in ("main_metric", "task_version"):
+            assert longest in pages[0], key
+        assert longest not in pages[1], key
+    assert "new &lt;b&gt; が 0.100 上回る（0.060 ～ 0.140）" in pages[1]
+    assert pages[1].count("差は見られない") == 2
+    assert "u：old には値がない" in pages[1]
+
+
+def test_tasks_of_two_definitions_stand_side_by_side(payload: dict[str, Any], tmp_path: Path) -> None:
+    subjects = ["jmmlu_a", "jmmlu_b"]
+    mean = Average("jmmlu", "group", subjects, 0.31, 0.02, 0.27, 0.35, "")
+    payload["tasks"] |= {name: asdict(result(0.3)) for name in subjects}
+    payload["averages"].append(asdict(mean))
+    theirs = payload | {
+        "suite": "llm-jp-eval",
+        "averages": [],
+        "time": "2026-01-01",
+        "tasks": {
+            "llm_jp_eval_jsquad": asdict(result(0.61, "char_f1", items=100)),
+            "llm_jp_eval_jmmlu": asdict(result(0.05, "exact_match", items=100)),
+            "llm_jp_eval_mawps": asdict(result(0.02, "exact_match")),
+        },
+    }
+    written = write_evaluation(payload, [], tmp_path / "apart", (), [theirs])
+    rows = {row["task"]: row for row in json.loads(written[-1].read_text("utf-8"))}
+    assert written[-1].name == "definitions.json"
+    assert set(rows) == {"jsquad", "jmmlu"}  # MAWPS was run in one definition alone
+    assert (rows["jsquad"]["right"]["value"], rows["jsquad"]["theirs"]["value"]) == (0.2, 0.61)
+    assert (rows["jmmlu"]["right"]["low"], rows["jmmlu"]["right"]["items"]) == (0.27, 96)
+    assert rows["jsquad"]["differs"] == ["char_f1", "title", "prompts"]
+    for path, language in zip(written, LANGUAGES, strict=False):
+        table = re.search(r'<table id="definitions".*?</table>', path.read_text("utf-8"), re.DOTALL)
+        assert table is not None
+        for said_there in ("0.200", "0.100 – 0.300", "0.610", DIFFERS[language]["title"], "0.310", "0.050"):
+            assert said_there in table[0].replace("&#39;", "'")
+    # The same figures from one evaluation with both, as the suite full gives it; none where there is nothing to show.
+    together = payload | {"tasks": payload["tasks"] | theirs["tasks"]}
+    names = [path.name for path in write_evaluation(together, [], tmp_path / "together")]
+    assert json.loads((tmp_path / "together/definitions.json").read_text("utf-8")) == list(rows.values())
+    assert "definitions.json" in names
+    assert both(payload) == []
+    assert 'id="definitions"' not in (write_evaluation(payload, [], tmp_path / "one")[0]).read_text("utf-8")
+
+
+def test_other_results_of_the_same_model_alone_are_taken(payload: dict[str, Any], tmp_path: Path) -> None:
+    for name, changed in {
+        "mine": {}, "suite": {"suite": "llm-jp-eval"}, "step": {"step": 10}, "model": {"model": "other"},
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(payload | changed), "utf-8")
+    (tmp_path / "torn.json").write_text("{", "utf-8")
+    assert [one["suite"] for one in others_of(tmp_path / "mine.json", payload)] == ["llm-jp-eval"]
+
+
+def test_what_differs_is_said_in_both_languages_of_every_task_of_llm_jp_eval() -> None:
+    assert DIFFERS["en"].keys() == DIFFERS["ja"].keys()
+    known = find_tasks()
+    groups = find_groups()
+    for name in known:
+        if name.startswith(THEIRS):
+            assert right_name(name) in known.keys() | groups.keys(), name
 
 
 # Chromium.

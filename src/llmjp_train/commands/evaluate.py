@@ -205,12 +205,15 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
 
 def _write_page(written: Path, payload: dict[str, Any], config: "EvaluateConfig", say: Any) -> None:
     """The page of a result that was written."""
+    from llmjp_train.evaluate.definitions import others_of
     from llmjp_train.publish.evaluation_page import write_evaluation
 
     say(f"written to {written}")
     lines = (written.parent / payload["items_file"]).read_text(encoding="utf-8").splitlines()
     folder = written.with_suffix(".report")
-    pages = write_evaluation(payload, list(map(json.loads, lines)), folder, config.include)
+    pages = write_evaluation(
+        payload, list(map(json.loads, lines)), folder, config.include, others_of(written, payload)
+    )
     say(f"to look at: {pages[0]}")
 
 

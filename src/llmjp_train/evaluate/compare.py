@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
@@ -14,6 +14,7 @@ import numpy as np
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate import resampling
 from llmjp_train.evaluate.schema import SCHEMA
+from llmjp_train.evaluate.verdicts import Sentence
 
 SHUFFLES = 2000
 """Random exchanges of the two models' results; the least p value is about 1 in as many."""
@@ -55,18 +56,18 @@ class Difference:
     items: int
     clusters: int
     higher_is_better: bool
-    notes: list[str]
+    notes: list[Sentence]
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Sentence:
         """What may be said: which is ahead and by how much, or that no difference was seen and what could have been."""
         if self.stderr == 0 and self.difference == 0:
-            return "no difference seen: every item came out alike"
+            return Sentence("alike")
         if self.p_corrected >= LEVEL:
-            return f"no difference seen; one of {self.visible:.3f} or more would probably have been"
+            return Sentence("not_seen", visible=self.visible)
         ahead = self.second if (self.difference > 0) == self.higher_is_better else self.first
         low, high = sorted((abs(self.low), abs(self.high)))
-        return f"{ahead} ahead by {abs(self.difference):.3f} ({low:.3f} to {high:.3f})"
+        return Sentence("ahead", name=ahead, by=abs(self.difference), low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,19 @@ class Comparison:
 
     names: list[str]
     differences: list[Difference]
-    left_out: list[str]
+    left_out: list[Sentence]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        rows = [asdict(each) | {"verdict": each.verdict} for each in self.differences]
-        return {"schema": SCHEMA, "names": self.names, "differences": rows, "left_out": self.left_out}
+    def to_dict(self, language: str = "en") -> dict[str, Any]:
+        """As JSON takes it, its sentences in a language."""
+
+        def texts(sentences: list[Sentence]) -> list[str]:
+            return [sentence.text(language) for sentence in sentences]
+
+        rows = [
+            vars(each) | {"notes": texts(each.notes), "verdict": each.verdict.text(language)}
+            for each in self.differences
+        ]
+        return {"schema": SCHEMA, "names": self.names, "differences": rows, "left_out": texts(self.left_out)}
 
 
 def read(path: Path, name: str = "") -> Evaluation:
@@ -139,17 +147,17 @@ def compare(evaluations: Sequence[Evaluation], seed: int = 0) -> Comparison:
         raise UserError("a comparison needs two evaluations or more")
     names = _distinct([each.name for each in evaluations])
     found: list[Difference] = []
-    left_out: list[str] = []
+    left_out: list[Sentence] = []
     for (i, first), (j, second) in combinations(enumerate(evaluations), 2):
         for task in first.payload["tasks"]:
             if task not in second.payload["tasks"]:
-                left_out.append(f"{task}: {names[j]} has no figures")
+                left_out.append(Sentence("no_figures", task=task, name=names[j]))
             elif reason := _unlike(first, second, task):
-                left_out.append(f"{task}: {reason}")
+                left_out.append(reason)
             else:
                 found.append(_difference(first, second, (names[i], names[j]), task, seed))
         missing = [task for task in second.payload["tasks"] if task not in first.payload["tasks"]]
-        left_out += [f"{task}: {names[i]} has no figures" for task in missing]
+        left_out += [Sentence("no_figures", task=task, name=names[i]) for task in missing]
     if not found:
         raise UserError("the evaluations have no task that can be compared: " + "; ".join(left_out))
     return Comparison(names, _corrected(found), left_out)
@@ -161,14 +169,14 @@ def _distinct(names: list[str]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _unlike(first: Evaluation, second: Evaluation, task: str) -> str | None:
+def _unlike(first: Evaluation, second: Evaluation, task: str) -> Sentence | None:
     """Why two results of a task are not of the same thing; none where they are."""
     one, other = first.payload["tasks"][task], second.payload["tasks"][task]
-    for key, what in (("data_sha256", "data"), ("main_metric", "metrics"), ("task_version", "task versions")):
+    for key in ("data_sha256", "main_metric", "task_version"):
         if one[key] != other[key]:
-            return f"of different {what} ({one[key]}, {other[key]})"
+            return Sentence(key, task=task, one=one[key], other=other[key])
     if len(first.items.get(task, {}).keys() & second.items.get(task, {}).keys()) < 2:
-        return "fewer than two items in common"
+        return Sentence("few", task=task)
     return None
 
 
@@ -190,9 +198,9 @@ def _difference(
     stderr, low, high = _error(figure, values, clusters, other - one, seed)
     notes = []
     if len(shared) < max(len(ours), len(theirs)):
-        notes.append(f"{len(shared)} items in common of {len(ours)} and {len(theirs)}")
+        notes.append(Sentence("in_common", shared=len(shared), ours=len(ours), theirs=len(theirs)))
     if facts["prompts_sha256"] != second.payload["tasks"][task]["prompts_sha256"]:
-        notes.append("the prompts differ (other examples, or items in another number)")
+        notes.append(Sentence("prompts"))
     return Difference(
         task, metric, *names, one, other, other - one, stderr, low, high,
         _exchange_p(figure, values, clusters, seed), 1.0, math.nan, len(shared), max(clusters) + 1,
@@ -264,6 +272,6 @@ def _corrected(found: list[Difference]) -> list[Difference]:
     normal = NormalDist()
     factor = normal.inv_cdf(1 - LEVEL / 2 / len(found)) + normal.inv_cdf(POWER)
     return [
-        Difference(**{**asdict(each), "p_corrected": p, "visible": factor * each.stderr})
+        replace(each, p_corrected=p, visible=factor * each.stderr)
         for each, p in zip(found, corrected, strict=True)
     ]

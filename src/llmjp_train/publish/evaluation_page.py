@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmjp_train import __version__
 from llmjp_train.evaluate.compare import Comparison
+from llmjp_train.evaluate.definitions import DIFFERS, both
 from llmjp_train.evaluate.references import published
 from llmjp_train.evaluate.suites import COMMERCIAL
 from llmjp_train.evaluate.tasks import MissingDataError, TaskFile, find_tasks
@@ -31,18 +33,25 @@ SHOWN = 600
 
 
 def write_evaluation(
-    payload: dict[str, Any], lines: Sequence[dict[str, Any]], folder: Path, include: Sequence[str] = ()
+    payload: dict[str, Any],
+    lines: Sequence[dict[str, Any]],
+    folder: Path,
+    include: Sequence[str] = (),
+    others: Sequence[dict[str, Any]] = (),
 ) -> list[Path]:
-    """Write index.html, index.ja.html, tasks.csv and results.json (lm-evaluation-harness's layout).
+    """Write index.html, index.ja.html, tasks.csv and results.json (lm-evaluation-harness's layout); definitions.json
+    where tasks were run in two definitions.
 
     Args:
         lines: the items' lines, for samples.
         include: the user's folders of task files.
+        others: further results of the same model, for tasks in the other definition.
 
     Raises:
         UserError: a file cannot be written.
     """
     samples = samples_of(payload, lines, include)
+    definitions = both(payload, others)
     written = [
         write_text(
             folder / f"index{_suffix(language)}.html",
@@ -53,12 +62,16 @@ def write_evaluation(
                 samples=samples,
                 families=families(payload),
                 published=published(figures_of(payload)),
+                definitions=definitions,
+                differs=DIFFERS[language],
             ),
         )
         for language in LANGUAGES
     ]
     written.append(write_text(folder / "tasks.csv", evaluation_csv(payload)))
     written.append(write_text(folder / "results.json", _json(harness_layout(payload))))
+    if definitions:
+        written.append(write_text(folder / "definitions.json", _json([asdict(row) for row in definitions])))
     return written
 
 
@@ -73,7 +86,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
     written = [
         write_text(
             out.with_suffix(f"{_suffix(language)}.html"),
-            _render("comparison.html.j2", language, page=found.to_dict(), rows=rows, widest=widest),
+            _render("comparison.html.j2", language, page=found.to_dict(language), widest=widest),
         )
         for language in LANGUAGES
     ]
