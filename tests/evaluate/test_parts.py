@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.evaluating import llmjp
-from helpers.ranks import free_port, run_ranks
+from helpers.ranks import run_ranks
 
 from llmjp_train.checkpoint.listing import choose as choose_checkpoint
 from llmjp_train.checkpoint.store import CheckpointReader, save
@@ -24,6 +24,7 @@ from llmjp_train.evaluate import harness, together
 from llmjp_train.evaluate.models import DecoderLM, decoder_from
 from llmjp_train.evaluate.parts import PartLM
 from llmjp_train.evaluate.suites import choice, choose, likelihood_only
+from llmjp_train.launch.local import free_port
 from llmjp_train.model.decoder import Decoder
 from llmjp_train.parallel.fragment import Fragment
 from llmjp_train.parallel.world import World, rank_environment
