@@ -158,6 +158,28 @@ def test_a_script_for_plain_hosts_is_sound_with_whatever_it_exports(tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_controller_that_is_down_does_not_end_a_job_that_queues_itself_again(tmp_path: Path) -> None:
+    job, cluster = a_job("dev-slurm", requeue=True)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (tmp_path / "log.txt").touch()
+    for name, text in {
+        "python": 'case "$3" in begin) echo 1;; end) exit 11;; excluded) echo n7;; esac',
+        "srun": "exit 75",
+        "sleep": "exit 0",
+        "scontrol": f'echo "$@" >>{tmp_path}/asked; [ "$(wc -l <{tmp_path}/asked)" -ge 3 ]',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    script = render(job, cluster, folder=str(tmp_path), python=str(programs / "python"), cwd="/")
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+    assert subprocess.run(["bash", "-c", script], env=env).returncode == 75, (
+        tmp_path / "log.txt"
+    ).read_text()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["requeue 5"] * 3 + ["update jobid=5 excnodelist=n7"]
+
+
 EXAMPLES = {
     "llm-jp-3-13b-sakura": ["experiment=llm-jp-3-13b", "cluster=sakura-h100", "run_dir=/data/runs/llm-jp-3-13b"],
     "llm-jp-13b-v2-mdx": ["experiment=llm-jp-13b-v2-mdx", "run_dir=/fast/runs/llm-jp-13b-v2"],
