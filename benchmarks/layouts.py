@@ -8,7 +8,6 @@ in memory, and leaves the mean over tokens, the losses of sources and the look a
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import interleaved, ratio, report
-from benchmarks.step import LENGTH, composed, our_loop
+from benchmarks.step import LENGTH, accumulating, composed, our_loop
 
 LAYOUTS = {"tp2": "parallel.tensor=2", "pp2": "parallel.pipeline=2", "dp2": "parallel.data=2"}
 SEQUENCES = 4
@@ -48,11 +47,10 @@ def main(words: list[str]) -> None:
 
 def start(flags: list[str]) -> None:
     """Two ranks of this benchmark."""
+    from llmjp_train.launch.local import free_port
     from llmjp_train.parallel.world import rank_environment
 
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    port = free_port()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks", "layouts", *flags],
@@ -148,16 +146,7 @@ def bare_flat(config: Any, run: Any) -> Callable[[], None]:
         config=settings(config, module),
         mpu=Mpu(run.layout) if run.layout.tensor > 1 else None,
     )
-    source = batches(run)
-
-    def step() -> None:
-        for _ in range(SEQUENCES // config.parallel.data):
-            batch = next(source)
-            sums = engine(batch.tokens, batch.documents, batch.positions, batch.targets)
-            engine.backward(sums.nll / (batch.targets >= 0).sum())
-            engine.step()
-
-    return step
+    return accumulating(engine, batches(run), SEQUENCES // config.parallel.data)
 
 
 def bare_pipeline(config: Any, run: Any) -> Callable[[], None]:

@@ -133,10 +133,14 @@ def bare_deepspeed(config: Any, run: Any, *, defaults: bool = False) -> Callable
         settings["zero_optimization"] = {"stage": config.parallel.zero}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    batches = micro_batches(run)
+    return accumulating(engine, micro_batches(run), config.batch.global_batch)
+
+
+def accumulating(engine: Any, batches: Iterator[Any], count: int) -> Callable[[], None]:
+    """A step of DeepSpeed's engine over ``count`` micro batches."""
 
     def step() -> None:
-        for _ in range(config.batch.global_batch):
+        for _ in range(count):
             batch = next(batches)
             sums = engine(batch.tokens, batch.documents, batch.positions, batch.targets)
             engine.backward(sums.nll / (batch.targets >= 0).sum())
