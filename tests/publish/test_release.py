@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,10 +154,10 @@ def test_a_checkpoint_that_is_pruned_while_it_is_read_says_so(trained: Path, tmp
 
     reader = CheckpointReader.read
 
-    def read(self: CheckpointReader, name: str) -> torch.Tensor:
+    def read(self: CheckpointReader, *wanted: Any) -> torch.Tensor:
         if checkpoint.path.exists():
             shutil.rmtree(checkpoint.path)
-        return reader(self, name)
+        return reader(self, *wanted)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointReader, "read", read)
