@@ -18,7 +18,9 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-full test-all check bench chaos slurm-up slurm-down clean
+# Tests that start ranks pin them to cores and look at the clock: one target after another, whatever -j says.
+.NOTPARALLEL:
+.PHONY: help setup demo test test-fast test-slow test-full test-all check bench chaos slurm-up slurm-down clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,12 +38,14 @@ setup: $(READY) ## make the virtual environment
 demo: $(READY) ## from Japanese text to an evaluated, exported model, in minutes
 	@$(BIN)/llmjp demo --output $(DEMO_DIR)
 
-test: $(READY) ## every test but those of test-full (up to 15 minutes)
-	@$(BIN)/python -m pytest -m "not full"
+test: test-fast test-slow ## every test but those of test-full (up to 15 minutes)
 
 test-fast: $(READY) ## the quick tests: no ranks, under two seconds each (up to 2 minutes on 2 cores)
 	@fast='$(BIN)/python -m pytest -q -m "not full and not slow" --part'; eval "$$fast 1/2" & other=$$!; \
 	eval "$$fast 2/2"; code=$$?; wait $$other && exit $$code
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -m "slow and not full"
 
 test-full: $(READY)
 	@$(BIN)/python -m pytest -m full

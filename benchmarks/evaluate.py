@@ -10,7 +10,7 @@ from benchmarks.common import report
 
 TASKS = ("jcommonsenseqa", "jnli", "jmmlu_nutrition", "jsts", "jemhopqa")
 NEW_TOKENS = 24
-"""Greatest length of answers here: a random model hardly ever ends one."""
+"""Greatest length of a random model's answers: it hardly ever ends one."""
 
 
 def main(words: list[str]) -> None:
@@ -21,19 +21,26 @@ def main(words: list[str]) -> None:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--batch-size", type=int, default=16, help="of the harness")
     parser.add_argument(
-        "--agree",
+        "--model",
         type=Path,
         metavar="FOLDER",
-        help="instead: all items of likelihood tasks once on an exported model, both classes",
+        help="an exported model, whose answers end; otherwise a random Llama",
+    )
+    parser.add_argument(
+        "--agree",
+        action="store_true",
+        help="instead: all items of likelihood tasks once on --model, both classes",
     )
     args = parser.parse_args(words)
+    if args.agree and args.model is None:
+        parser.error("--agree needs --model: a random model's scores are all alike")
     rows = []
     for name in args.tasks:
         if args.agree:
-            rows.append(agreement(name, args.agree, args.batch_size))
+            rows.append(agreement(name, args.model, args.batch_size))
             print(*rows[-1], sep="; ", flush=True)  # all items take long: what is killed has told some
         else:
-            rows += measure(name, args.items, args.rounds, args.batch_size)
+            rows += measure(name, args.items, args.rounds, args.batch_size, args.model)
     report("evaluate", rows)
 
 
@@ -70,11 +77,12 @@ def models(batch_size: int, folder: Path | None = None) -> tuple[Any, Any]:
     )
     hf = load_tokenizer(TokenizerConfig(name="again", path=str(path))).hf
     hf.backend_tokenizer.post_processor = None  # its habit of appending EOD spoils contexts (T1)
+    longest = model.config.max_position_embeddings
     plain = HFLM(
-        model, tokenizer=hf, device="cpu", batch_size=batch_size, max_length=4096, add_bos_token=False
+        model, tokenizer=hf, device="cpu", batch_size=batch_size, max_length=longest, add_bos_token=False
     )
     plain.custom_prefix_token_id = tokenizer.eod_id
-    return FastLM(Network(model), tokenizer, 4096, show=False), plain
+    return FastLM(Network(model), tokenizer, longest, show=False), plain
 
 
 def agreement(name: str, folder: Path, batch_size: int) -> tuple[str, str, str]:
@@ -115,19 +123,21 @@ def _best(scores: tuple[float, ...]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def measure(name: str, items: int, rounds: int, batch_size: int) -> list[tuple[str, str, str]]:
+def measure(
+    name: str, items: int, rounds: int, batch_size: int, folder: Path | None
+) -> list[tuple[str, str, str]]:
     """CPU seconds and tokens of both on one task, in turns; checks that they agree."""
     from llmjp_train.evaluate import harness
     from llmjp_train.evaluate.encoding import Counts
     from llmjp_train.evaluate.suites import choose
 
-    fast, plain = models(batch_size)
+    fast, plain = models(batch_size, folder)
     chosen, _ = choose("", [name])
     task = harness.load_task(chosen[0], [])
     harness.build(task, items)
     requests = list(task.instances)
     written = task.OUTPUT_TYPE == "generate_until"
-    if written:
+    if written and folder is None:
         for request in requests:
             request.arguments[1]["max_gen_toks"] = NEW_TOKENS
 

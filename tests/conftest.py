@@ -40,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Where LLMJP_RESULTS names a folder, each run leaves its results there for a count."""
+    if folder := os.environ.get("LLMJP_RESULTS"):
+        config.option.xmlpath = str(Path(folder) / f"{os.getpid()}.xml")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of modules that start ranks, which take seconds each, are slow without saying so; ``--part``."""
     for item in items:

@@ -83,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean '{near[0]}'?" if near else "."
         print(f"llmjp: there is no command '{name}'{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return exit_codes.BAD_INPUT
+    if "LLMJP_PARENT" in os.environ:
+        from llmjp_train.launch.local import end_with_parent
+
+        end_with_parent()
     return _run(name, words[1:])
 
 

@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,57 @@ def test_a_damaged_checkpoint_is_tried_again_and_given_up_in_words(run_dir: Path
     assert (by_step[20]["state"], by_step[20]["attempts"]) == ("failed", 2)
     assert by_step[20]["error"].startswith("exit code")
     assert by_step[10]["state"] == "done"
+
+
+@pytest.mark.slow
+def test_checkpoints_are_evaluated_in_parts(run_dir: Path, tmp_path: Path) -> None:
+    shutil.rmtree(next((run_dir / "checkpoints").glob("step-00000010*")))
+    out = tmp_path / "out"
+    done = llmjp("follow", str(run_dir), "--once", "--output", str(out), *SETTINGS, "parallel.tensor=2")
+    assert done.returncode == 0, done.stdout
+    result = json.loads((out / "step-00000020-own_choice.json").read_text("utf-8"))
+    assert result["settings"]["parallel"] == {"tensor": 2, "pipeline": 1, "data": 1}
+
+
+def alive(word: str) -> list[int]:
+    """Processes that have ``word`` on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        found += [int(path.parent.name)] if word.encode() in words else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked", "killed"])
+def test_an_end_takes_the_evaluation_s_processes_with_it(
+    number: signal.Signals, run_dir: Path, tmp_path: Path
+) -> None:
+    words = [
+        "follow",
+        str(run_dir),
+        "--output",
+        str(tmp_path),
+        "tasks=[own_choice]",
+        "parallel.data=2",
+        "device=cpu",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words], stdout=subprocess.DEVNULL)
+    until(lambda: len(alive(str(run_dir))) == 4)  # the follower, the command, and its two
+    process.send_signal(number)
+    process.wait(60)
+    until(lambda: not alive(str(run_dir)))
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def follower(run_dir: Path, out: Path, act: Any, attempts: int = 3) -> Follower:

@@ -6,23 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.evaluating import requests_of
 
 from llmjp_train.config.model import ModelConfig
 from llmjp_train.errors import UserError
-from llmjp_train.evaluate import harness
 from llmjp_train.evaluate.folder import FolderLM, folder_bos
 from llmjp_train.evaluate.models import DecoderLM, TokenLogprobsLM, decoder_from, micro_batch
-from llmjp_train.evaluate.suites import choose
 from llmjp_train.model.decoder import Decoder
 
 CPU = torch.device("cpu")
-
-
-def requests_of(name: str, limit: int) -> list[Any]:
-    chosen, _ = choose("quick", [name])
-    task = harness.load_task(chosen[0], [])
-    task.build_all_requests(limit=limit)
-    return list(task.instances)
 
 
 def scorer(decoder: Decoder) -> Any:

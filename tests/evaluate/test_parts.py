@@ -1,9 +1,6 @@
 """A checkpoint in parts, over tensor-parallel processes and stages, gives the scores of one process."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.evaluating import llmjp
+from helpers.evaluating import llmjp, requests_of, under_a_launcher
 from helpers.ranks import run_ranks
 
 from llmjp_train.checkpoint.listing import choose as choose_checkpoint
@@ -20,24 +17,17 @@ from llmjp_train.config.evaluation import SharingConfig
 from llmjp_train.config.machine import ParallelConfig
 from llmjp_train.config.model import Mlp, ModelConfig, Norm, Position
 from llmjp_train.errors import UserError
-from llmjp_train.evaluate import harness, together
+from llmjp_train.evaluate import together
+from llmjp_train.evaluate.journal import Journal
 from llmjp_train.evaluate.models import DecoderLM, decoder_from
 from llmjp_train.evaluate.parts import PartLM
-from llmjp_train.evaluate.suites import choice, choose, likelihood_only
-from llmjp_train.launch.local import free_port
+from llmjp_train.evaluate.suites import choice, likelihood_only
 from llmjp_train.model.decoder import Decoder
 from llmjp_train.parallel.fragment import Fragment
-from llmjp_train.parallel.world import World, rank_environment
+from llmjp_train.parallel.world import World
 from llmjp_train.runlog.record import RunRecord
 
 CPU = torch.device("cpu")
-
-
-def requests_of(name: str, limit: int) -> list[Any]:
-    chosen, _ = choose("", [name])
-    task = harness.load_task(chosen[0], [])
-    task.build_all_requests(limit=limit)
-    return list(task.instances)
 
 
 def scores_of(lm: Any) -> tuple[list[float], list[float]]:
@@ -55,6 +45,7 @@ def in_parts(
     model: ModelConfig,
     tokenizer: Any,
     dtype: str,
+    journal: Path | None = None,
 ) -> Any:
     party = together.join(ParallelConfig("", *sizes), World(rank, ranks, rank), CPU)
     assert party.layout is not None
@@ -78,7 +69,18 @@ def in_parts(
         batch_size=3,
         progress=False,
     )
-    return scores_of(lm), asked
+    batches = 0
+    score_batch = lm._score_batch
+
+    def counted(windows: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return score_batch(windows)
+
+    lm._score_batch = counted
+    if journal is not None:
+        lm.journal = Journal(journal, {}, rank)
+    return scores_of(lm), asked, batches
 
 
 @pytest.fixture
@@ -106,10 +108,10 @@ def test_each_item_scores_as_on_one_process(
     results = run_ranks(in_parts, ranks, sizes, checkpoint, model_config, tokenizer, "float32")
     wanted = whole(checkpoint, model_config, tokenizer)
     assert len({round(score, 2) for score in wanted[0]}) > 10  # the model tells choices apart
-    for found, _ in results:  # every process is told all scores
+    for found, *_ in results:  # every process is told all scores
         check(found, wanted)
     parameters = sum(p.numel() for p in Decoder(model_config).parameters())
-    assert max(asked for _, asked in results) < 0.75 * parameters  # each holds and reads its part
+    assert max(asked for _, asked, _ in results) < 0.75 * parameters  # each holds and reads its part
 
 
 def test_tied_weights_learned_positions_and_both_axes(
@@ -132,13 +134,32 @@ def test_tied_weights_learned_positions_and_both_axes(
     save(tmp_path, 1, fragments, {"step": 1}, epoch=1)
     path = next((tmp_path / "checkpoints").glob("step-*"))
     wanted = whole(path, model, tokenizer)
-    for found, _ in run_ranks(in_parts, 4, (2, 2, 1), path, model, tokenizer, "float32"):
+    for found, *_ in run_ranks(in_parts, 4, (2, 2, 1), path, model, tokenizer, "float32"):
         check(found, wanted)
 
 
 def test_bfloat16_passes_between_stages(checkpoint: Path, model_config: ModelConfig, tokenizer: Any) -> None:
-    (found, _), _ = run_ranks(in_parts, 2, (1, 2, 1), checkpoint, model_config, tokenizer, "bfloat16")
+    (found, *_), _ = run_ranks(in_parts, 2, (1, 2, 1), checkpoint, model_config, tokenizer, "bfloat16")
     check(found, whole(checkpoint, model_config, tokenizer, torch.bfloat16), 0.05)
+
+
+def test_what_a_killed_evaluation_left_is_taken_up_by_other_parts(
+    checkpoint: Path, model_config: ModelConfig, tokenizer: Any, tmp_path: Path
+) -> None:
+    where = (checkpoint, model_config, tokenizer, "float32", tmp_path / "x.progress.jsonl")
+    (wanted, _, all_of_them), *_ = run_ranks(in_parts, 4, (1, 2, 2), *where)
+    written = sorted(tmp_path.glob("x.*"), key=lambda path: path.stat().st_size)
+    lines = [path.read_text("utf-8").splitlines(True) for path in written]
+    assert list(map(len, lines[:2])) == [1, 1]  # a first stage knows no scores
+    for path, kept in zip(written[2:], lines[2:], strict=True):  # killed half way, within a line
+        path.write_text("".join(kept[: len(kept) // 2]) + kept[-1][:20], "utf-8")
+    half = run_ranks(in_parts, 2, (2, 1, 1), *where)
+    for found, _, batches in half:
+        check(found, wanted)
+        assert 0 < batches < 2 * all_of_them
+    for found, _, batches in run_ranks(in_parts, 2, (1, 2, 1), *where):
+        check(found, wanted)
+        assert batches == 0
 
 
 def test_a_box_of_a_stored_tensor_is_read(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -174,18 +195,8 @@ def test_the_command_starts_the_processes_and_one_result_is_written(
 
 @pytest.mark.slow
 def test_processes_of_a_launcher_become_stages(run_dir: Path, tmp_path: Path) -> None:
-    port = free_port()
-    words = [str(run_dir), "tasks=[own_choice]", "limit=3", "device=cpu", "parallel.pipeline=2"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "llmjp_train.cli", "evaluate", *words, "--output", str(tmp_path / "out")],
-            env={**os.environ, **rank_environment(rank, 2, rank, "127.0.0.1", port)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    words = (str(run_dir), "tasks=[own_choice]", "limit=3", "device=cpu", "parallel.pipeline=2")
+    said = under_a_launcher(2, *words, "--output", str(tmp_path / "out"))
     payload = json.loads(next((tmp_path / "out").glob("*own_choice.json")).read_text("utf-8"))
     assert payload["settings"]["parallel"] == {"tensor": 1, "pipeline": 2, "data": 1}
     assert said[1] == ""

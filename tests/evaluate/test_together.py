@@ -1,20 +1,15 @@
 """Several processes share the items of one model: the scores of one, from a part of the tokens each."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.evaluating import llmjp
+from helpers.evaluating import llmjp, under_a_launcher
 from helpers.ranks import run_ranks
 
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate.journal import Journal
-from llmjp_train.launch.local import free_port
-from llmjp_train.parallel.world import rank_environment
 
 TASKS = ("own_choice", "own_texts", "own_written")
 WRITTEN = {
@@ -98,26 +93,9 @@ def test_two_processes_give_the_scores_of_one_and_a_kill_of_both_is_resumed(
 
 @pytest.mark.slow
 def test_the_command_under_a_launcher_writes_one_result(hf_folder: Path, tmp_path: Path) -> None:
-    out, port = tmp_path / "out", free_port()
-    words = [
-        str(hf_folder),
-        "tasks=[own_choice]",
-        "limit=5",
-        "num_fewshot=1",
-        "device=cpu",
-        "--output",
-        str(out),
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "llmjp_train.cli", "evaluate", *words],
-            env={**os.environ, **rank_environment(rank, 2, rank, "127.0.0.1", port)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    out = tmp_path / "out"
+    words = (str(hf_folder), "tasks=[own_choice]", "limit=5", "num_fewshot=1", "device=cpu")
+    said = under_a_launcher(2, *words, "--output", str(out))
     assert sorted(path.name for path in out.iterdir()) == [
         "own_choice.items.jsonl", "own_choice.json", "own_choice.report"
     ]  # fmt: skip

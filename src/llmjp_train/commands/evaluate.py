@@ -140,7 +140,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
     )
     from llmjp_train.evaluate import harness, together
     from llmjp_train.evaluate.models import device_of
-    from llmjp_train.launch.local import pin, take_signals
+    from llmjp_train.launch.local import take_place, take_signals
     from llmjp_train.parallel.world import world
 
     harness.offline()
@@ -152,7 +152,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
     if size > 1 and not place.launcher:
         return _start_ranks(args, size)
     take_signals()
-    pin()
+    take_place()
     party = together.join(parallel, place, device_of(config.device))
     say = _teller(args.json) if party.first else lambda text: None
     lm, step = (
@@ -174,7 +174,8 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
             "dtype": config.dtype,
             "weights": _weights(model),
         }
-        _journal(lm, folder / f"{name}.progress.jsonl", about, say, party.share.rank)
+        rank = party.layout.world.rank if party.layout is not None else party.share.rank
+        _journal(lm, folder / f"{name}.progress.jsonl", about, say, rank)
     payload = evaluate(
         lm,
         asked,
@@ -312,12 +313,14 @@ def _load_folder(path: Path, config: "EvaluateConfig", say: Any, party: "Party")
 
 
 def _journal(lm: Any, path: Path, about: dict[str, Any], say: Any, rank: int) -> None:
-    """Keep the fast runner's scores as they come."""
-    from llmjp_train.evaluate.fast import FastLM
+    """Keep scores as they come; lm-evaluation-harness's own class does not show them before the end."""
     from llmjp_train.evaluate.journal import Journal
+    from llmjp_train.evaluate.likelihood import RowsLM
 
-    if isinstance(lm, FastLM):
-        about |= {"max_length": lm.max_length, "bos": lm.bos, "tokenizer": lm.tokenizer.fingerprint}
+    if isinstance(lm, RowsLM):
+        bos = lm.encoder.bos_id is not None
+        about |= {"max_length": lm.max_length, "bos": bos, "tokenizer": lm.tokenizer.fingerprint}
+        about |= {"greedy": lm.knows_greedy}
         lm.journal = Journal(path, about, rank)
         if lm.journal.resumed:
             say(f"going on with an evaluation that was cut short: {lm.journal.resumed} scores are there")

@@ -6,6 +6,7 @@ when the run has ended and everything is done or given up; started again, it goe
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ SUMMARY = "evaluate, release and publish each new checkpoint of a run, beside th
 USES_CONFIG = True
 _OVER = ("ended", "stopped", "failed")
 ACTIONS = ("evaluate", "export", "publish")
+GRACE_SECONDS = 20
+"""For the command in hand to end, when the follower is asked to."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,18 +147,33 @@ def _evaluation(config: "FollowConfig") -> list[str]:
         "include": f"[{','.join(config.include)}]",
         "device": config.device,
         "dtype": config.dtype,
+        "parallel.tensor": config.parallel.tensor,
+        "parallel.pipeline": config.parallel.pipeline,
+        "parallel.data": config.parallel.data,
     }
     return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
 
 
 def _llmjp(out: Path, info: "CheckpointInfo", command: str, words: list[str]) -> str:
     """Run a command with its output in the checkpoint's log; empty, or what went wrong."""
+    from llmjp_train.launch.local import PARENT
+
     log = out / f"step-{info.step:08d}.log"
     with log.open("ab") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "llmjp_train.cli", command, *words], stdout=file, stderr=file
-        )
-    if done.returncode == 0:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmjp_train.cli", command, *words],
+            stdout=file, stderr=file, env={**os.environ, PARENT: str(os.getpid())},
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # it ends the processes that it started
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if code == 0:
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"exit code {done.returncode}: {lines[-1] if lines else 'no output'}"
+    return f"exit code {code}: {lines[-1] if lines else 'no output'}"

@@ -42,10 +42,10 @@ def train_rank(
         preflight: ``ranks_per_node``, ``nodes`` (what they measured of themselves) and ``warnings``, to be
             recorded with what the ranks measure of their links; none: nothing is measured.
     """
-    from llmjp_train.launch.local import pin
+    from llmjp_train.launch.local import take_place
     from llmjp_train.parallel.world import world
 
-    pin()
+    take_place()
     import torch
 
     from llmjp_train.config.machine import Device

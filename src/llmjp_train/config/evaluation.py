@@ -106,6 +106,8 @@ class FollowConfig:
     """all, or commercial."""
     batch_tokens: int = 4096
     """Tokens per forward pass, padding included."""
+    parallel: SharingConfig = field(default_factory=SharingConfig)
+    """Processes that evaluate a checkpoint together, started here."""
     include: list[str] = field(default_factory=list)
     """Further folders of task files and suites."""
     device: str = "auto"

@@ -17,7 +17,7 @@ from llmjp_train.errors import UserError
 from llmjp_train.evaluate.encoding import Counts, Row
 from llmjp_train.evaluate.generation import Asked, generate, wanted
 from llmjp_train.evaluate.journal import Journal, key_of
-from llmjp_train.evaluate.likelihood import RowsLM, Score, Share, progress
+from llmjp_train.evaluate.likelihood import RowsLM, Score, Share, progress, score_key
 from llmjp_train.evaluate.network import NOTHING, Network, Prefix
 from llmjp_train.evaluate.packing import Item, batches_of, common_prefix, dealt, items_of
 
@@ -70,7 +70,7 @@ class FastLM(RowsLM):
         every = items_of(rows, range(len(rows)), self.max_length)
         numbers = dealt([item.length(0) for item in every], self.share.ranks)[self.share.rank]
         mine = sorted(place for number in numbers for place in every[number].places)
-        keys = {place: key_of("score", rows[place].context, rows[place].continuation) for place in mine}
+        keys = {place: score_key(rows[place]) for place in mine}
         found: dict[int, Score] = {}
         seconds: dict[int, float] = {}
         for place in mine:
@@ -117,10 +117,6 @@ class FastLM(RowsLM):
         # One that was kept from an earlier process took no time now.
         self.took = [took.get(place, 0.0) for place in range(len(found))]
         return found
-
-    def _keep(self, results: Iterator[tuple[str, Any]]) -> None:
-        if self.journal is not None:
-            self.journal.add(results)
 
     def _parts(
         self, inputs: list[T], contexts: Sequence[tuple[int, ...]]

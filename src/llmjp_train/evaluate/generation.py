@@ -94,8 +94,7 @@ class _Batch:
             UserError: the model's figures are not finite.
         """
         logits: Tensor = self.network.head(self.state)
-        likeliest = logits.argmax(-1)  # of a row with a NaN, its place
-        greatest = logits.gather(-1, likeliest[:, None])
+        greatest, likeliest = logits.max(-1)  # of a row with a NaN, that; on CPUs argmax takes three times as long
         if not bool(torch.isfinite(greatest).all()):
             raise UserError(
                 "the model gives logits that are not finite while it writes: its weights are damaged, or the format is "

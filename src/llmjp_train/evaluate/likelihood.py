@@ -17,6 +17,7 @@ from llmjp_train.data.tokenizers import Tokenizer
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate import chat
 from llmjp_train.evaluate.encoding import Encoder, Row
+from llmjp_train.evaluate.journal import Journal, key_of
 
 if TYPE_CHECKING:
 
@@ -88,6 +89,8 @@ class RowsLM(TemplateLM):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.encoder = make_encoder(tokenizer, bos)
+        self.journal: Journal | None = None
+        """Where scores are kept as they come; none: nowhere."""
         self.took: list[float] = []
         """Seconds of each row of the last call, its share of the batch; empty where a model does not measure."""
         self.seconds: dict[int, float] = {}
@@ -135,6 +138,10 @@ class RowsLM(TemplateLM):
         return self._score(
             [Row(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         )
+
+    def _keep(self, results: Iterable[tuple[str, Any]]) -> None:
+        if self.journal is not None:
+            self.journal.add(results)
 
     def _note(self, requests: Sequence[Any], sizes: Sequence[int]) -> None:
         """Add the seconds of each request's rows (so many each) to those of its item."""
@@ -196,10 +203,17 @@ class LikelihoodLM(RowsLM):
     def _idle(self) -> None:
         """Take part in a collective computation without a batch of one's own."""
 
+    def _knows_scores(self) -> bool:
+        """Whether `_score_batch` tells this process the scores: a stage that is not the last has none to keep."""
+        return True
+
     def _score(self, rows: Sequence[Row]) -> list[Score]:
         windows = count_windows(self.encoder, rows, self.max_length)
+        keys = [score_key(row) for row in rows] if self.journal is not None else []
+        found = self._kept(keys)
         # Longest first: memory runs out at once or never, and the time left is over-estimated.
-        order = sorted(range(len(rows)), key=lambda i: (-len(windows[i][0]), i))
+        left = [i for i in range(len(rows)) if i not in found]
+        order = sorted(left, key=lambda i: (-len(windows[i][0]), i))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         rounds = -(-len(batches) // self._share.ranks)
         mine: dict[int, Score] = {}
@@ -210,15 +224,30 @@ class LikelihoodLM(RowsLM):
                 continue
             scores = self._score_batch([windows[i] for i in batches[index]])
             mine.update(zip(batches[index], scores, strict=True))
-        found: dict[int, Score] = {}
+            if keys and self._knows_scores():
+                self._keep((keys[i], score) for i, score in zip(batches[index], scores, strict=True))
         for part in self._share.gather(mine):
             found.update(part)
         return [found[i] for i in range(len(rows))]
+
+    def _kept(self, keys: Sequence[str]) -> dict[int, Score]:
+        """Scores that an earlier process left, by place. All processes go by what the first of them found: one that
+        looks later may see what another has kept since, and would make other batches."""
+        if self.journal is None:
+            return {}
+        kept = {i: value for i, key in enumerate(keys) if (value := self.journal.get(key)) is not None}
+        agreed: dict[int, Any] = self._share.gather(kept)[0]
+        return {i: (float(score), bool(greedy)) for i, (score, greedy) in agreed.items()}
 
     def _shown(self, turns: Sequence[T]) -> Iterable[T]:
         if not self._progress or self._share.rank != 0:
             return turns
         return shown(turns)
+
+
+def score_key(row: Row) -> str:
+    """Name of a row's score in the journal."""
+    return key_of("score", row.context, row.continuation)
 
 
 def make_encoder(tokenizer: Tokenizer, bos: bool) -> Encoder:

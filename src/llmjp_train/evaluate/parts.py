@@ -82,6 +82,9 @@ class PartLM(LikelihoodLM):
         fill(decoder, reader, self._model, layout.tensor, layout.tensor_rank)
         return decoder
 
+    def _knows_scores(self) -> bool:
+        return self._layout.last_stage and self._layout.tensor_rank == 0
+
     @torch.no_grad()
     def _score_batch(self, windows: list[Window]) -> list[Score]:
         batch = micro_batch(windows)

@@ -1,5 +1,6 @@
 """Several processes on this machine, as `llmjp train parallel.data=2` and `llmjp evaluate` ask for."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -12,6 +13,9 @@ from types import FrameType
 from llmjp_train import exit_codes
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_PDEATHSIG = 1
+PARENT = "LLMJP_PARENT"
+"""Environment variable: process that the one it is given to dies with."""
 
 
 def start_processes(
@@ -60,6 +64,7 @@ def _start(command: Sequence[str], count: int) -> "list[subprocess.Popen[bytes]]
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(share))),
             "LLMJP_CORES": ",".join(map(str, share)),
+            PARENT: str(os.getpid()),
         }
         ranks.append(subprocess.Popen(list(command), env=environment, start_new_session=True))
     return ranks
@@ -112,11 +117,26 @@ def _worst(codes: list[int]) -> int:
     return exit_codes.STOPPED if exit_codes.STOPPED in codes else exit_codes.OK
 
 
-def pin() -> None:
-    """Keep this rank on the cores that its launcher gave it."""
+def take_place() -> None:
+    """Keep this rank on the cores that `start_processes` gave it, and let it end with that process."""
     cores = os.environ.get("LLMJP_CORES")
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process die with the one that started it, where that one wants it so (`PARENT` in the environment)."""
+    parent = os.environ.pop(PARENT, None)  # not for what this process starts itself
+    if parent:
+        die_with(int(parent))
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when ``parent``, which started it, dies; also when it is dead already."""
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(exit_codes.FAILED)
 
 
 def take_signals() -> None:

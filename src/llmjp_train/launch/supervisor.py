@@ -4,7 +4,6 @@ Imports are paid once a node, not once a rank; a rank dies with its supervisor (
 together: when one dies, or the nodes of the others say that theirs did.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -21,9 +20,9 @@ from types import FrameType
 from typing import IO, TextIO
 
 from llmjp_train import exit_codes
+from llmjp_train.launch.local import die_with
 from llmjp_train.parallel.world import rank_environment
 
-_PDEATHSIG = 1
 FAILED = "failed"
 """File in an attempt's folder: a node's ranks have failed, so that the others' must end."""
 ASKED = "asked"
@@ -137,9 +136,7 @@ class Supervisor:
     def _become_rank(self, local_rank: int, reading: int, writing: int, parent: int) -> None:
         code = exit_codes.FAILED
         try:
-            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it died before we asked to die with it
-                os._exit(exit_codes.FAILED)
+            die_with(parent)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             os.setpgid(0, 0)

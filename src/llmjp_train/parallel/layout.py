@@ -17,6 +17,9 @@ from llmjp_train.errors import UserError
 from llmjp_train.parallel.world import World
 
 T = TypeVar("T")
+START_MINUTES = 30.0
+"""What a collective may take before the first step, and where a checkpoint is loaded: torch's own limit for NCCL is a
+third of it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Layout:
             dist.barrier(group=self.control)
 
     def limit_waits(self, minutes: float) -> None:
-        """Let a collective of any group of this rank, DeepSpeed's among them, fail after so long.
+        """Let a collective of any group that this rank has now, DeepSpeed's among them, fail after so long.
 
         Not of the group that saves: there ranks wait for the slowest disk.
         """
@@ -140,12 +143,13 @@ class Layout:
                 distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
 
 
-def start(config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: float = 30) -> Layout:
+def start(
+    config: ParallelConfig, world: World, *, cuda: bool, timeout_minutes: float = START_MINUTES
+) -> Layout:
     """Join the other ranks and give the layout that this rank has in ``config``.
 
     Args:
-        timeout_minutes: what a collective may take until `Layout.limit_waits`, in groups of any backend: torch's own
-            limit for NCCL is a third of it.
+        timeout_minutes: what a collective may take until `Layout.limit_waits`, in groups of any backend.
 
     Raises:
         UserError: the number of processes is not what the layout asks for.

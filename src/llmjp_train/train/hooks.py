@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from llmjp_train.engine.result import StepResult
+from llmjp_train.parallel.layout import START_MINUTES
 from llmjp_train.train.metrics import (
     ImpossibleRateError,
     memory_gib,
@@ -156,9 +157,18 @@ def _minutes(seconds: float) -> str:
 
 
 class ShortWaits(Hook):
-    """What comes first may take long (communicators, compilation); after it a rank that waits is in trouble."""
+    """What comes first may take long (communicators, compilation), and so may loading a checkpoint; after it a rank
+    that waits is in trouble."""
 
     def __init__(self) -> None:
+        self._limited = False
+
+    def start(self, run: Run) -> None:
+        self.settle(run)  # DeepSpeed has made groups of its own, with torch's limit
+
+    def settle(self, run: Run) -> None:
+        if run.layout.size > 1:
+            run.layout.limit_waits(START_MINUTES)
         self._limited = False
 
     def after_step(self, run: Run, row: Row) -> None:
