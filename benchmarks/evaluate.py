@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--agree",
         action="store_true",
-        help="instead: all items of likelihood tasks once on --model, both classes",
+        help="instead: all items once on --model, both classes",
     )
     args = parser.parse_args(words)
     if args.agree and args.model is None:
@@ -86,7 +86,7 @@ def models(batch_size: int, folder: Path | None = None) -> tuple[Any, Any]:
 
 
 def agreement(name: str, folder: Path, batch_size: int) -> tuple[str, str, str]:
-    """Both classes on all items of a multiple-choice task: do log-likelihoods, greedy flags and answers agree?
+    """Both classes on all items of a task: do log-likelihoods, greedy flags and answers, or the texts, agree?
 
     A request whose tokens cross from context to choice is scored from its first character by ours alone, and left out.
     """
@@ -96,6 +96,15 @@ def agreement(name: str, folder: Path, batch_size: int) -> tuple[str, str, str]:
     fast, plain = models(batch_size, folder)
     task = harness.load_task(choose("", [name])[0][0], [])
     harness.build(task, None)
+    if task.OUTPUT_TYPE == "generate_until":
+        requests = list(task.instances)
+        texts = fast.generate_until(requests, True), plain.generate_until(requests, True)
+        differ = sum(ours != theirs for ours, theirs in zip(*texts, strict=True))
+        return (
+            f"{name}: {len(requests)} texts",
+            f"{differ} differ, {fast.encoder.counts.unfinished} do not end",
+            "0",
+        )
     requests, skipped = [], 0
     for request in task.instances:
         before = fast.encoder.counts.joined_tokens

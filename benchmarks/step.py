@@ -26,10 +26,11 @@ def main(words: list[str]) -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--micro-batches", type=int, default=1, help="sequences that make a step")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sequence")
     args = parser.parse_args(words)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), args.model, args.precision, args.rounds, args.micro_batches)
+        measure(Path(folder), args.model, args.precision, args.rounds, args.micro_batches, args.length)
 
 
 def composed(folder: Path, model: str, precision: str, *more: str) -> Any:
@@ -114,7 +115,7 @@ def decoder(config: Any) -> Any:
 
 def micro_batches(run: Any) -> Iterator[Any]:
     """The same sequences, made before they are asked for."""
-    made = [run.stream.batch(i, 1, LENGTH) for i in range(16)]
+    made = [run.stream.batch(i, 1, run.config.batch.sequence_length) for i in range(16)]
     while True:
         yield from made
 
@@ -169,12 +170,14 @@ def plain_torch(config: Any, run: Any) -> Callable[[], None]:
     return step
 
 
-def measure(folder: Path, name: str, precision: str, rounds: int, micro_batches: int) -> None:
+def measure(folder: Path, name: str, precision: str, rounds: int, micro_batches: int, length: int) -> None:
     """Take turns inside HF Trainer's loop: after each of its steps the others take theirs."""
     from llmjp_train.engine import deepspeed_setup
 
     deepspeed_setup.prepare()
-    config = composed(folder, name, precision, f"batch.global_batch={micro_batches}")
+    config = composed(
+        folder, name, precision, f"batch.global_batch={micro_batches}", f"batch.sequence_length={length}"
+    )
     run, ours = our_loop(config)
     others = {
         "ours": ours,
@@ -189,8 +192,8 @@ def measure(folder: Path, name: str, precision: str, rounds: int, micro_batches:
         middle, low, high = ratio(seconds["ours"], seconds[other])
         rows.append((f"our step / {other}", f"{middle:.3f} ({low:.3f} to {high:.3f})", goals.get(other, "")))
     best = sorted(seconds["ours"])[len(seconds["ours"]) // 2]
-    rate = micro_batches * LENGTH * run.flops_per_token / best
-    rows.append((f"our step, {name}, {micro_batches} x {LENGTH} tokens, {precision}", f"{best:.2f} s", ""))
+    rate = micro_batches * length * run.flops_per_token / best
+    rows.append((f"our step, {name}, {micro_batches} x {length} tokens, {precision}", f"{best:.2f} s", ""))
     rows.append(("share of the measured matmul peak", f"{rate / run.peak_flops:.3f}", "goal >= 0.65 at 150m"))
     report(f"step {name} {precision}", rows)
 
@@ -226,7 +229,7 @@ def against_trainer(
 
     model = AutoModelForCausalLM.from_config(to_hf_config(config.model)).to(DTYPES[config.precision.dtype])
     count = config.batch.global_batch
-    made = [run.stream.batch(i, 1, LENGTH) for i in range((warm + rounds) * count)]
+    made = [run.stream.batch(i, 1, config.batch.sequence_length) for i in range((warm + rounds) * count)]
     items = [{"input_ids": b.tokens[0], "labels": b.tokens[0]} for b in made]
     deepspeed_config = {
         "zero_optimization": {"stage": 1},
