@@ -70,9 +70,9 @@ def start(flags: list[str]) -> None:
 def measure(folder: Path, name: str, model: str, layers: int, rounds: int) -> None:
     """Let both take turns."""
     from llmjp_train.engine import deepspeed_setup
-    from llmjp_train.launch.local import pin
+    from llmjp_train.launch.local import take_place
 
-    pin()
+    take_place()
     deepspeed_setup.prepare()
     rank = int(os.environ["RANK"])
     sizes = [LAYOUTS[name], f"model.num_layers={layers}", f"batch.global_batch={SEQUENCES}", VOCABULARY]
