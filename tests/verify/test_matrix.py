@@ -111,6 +111,16 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: Any) ->
     assert "| tp2-pp1-dp1-z1-sp | 2 | own | fp32 |" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_the_whole_product_is_every_layout_that_can_be(config: Any, capsys: Any) -> None:
+    assert (
+        main(["verify-layout", "experiment=llm-jp-3-13b", "layouts=full", "--ranks", "1", "--steps", "1"])
+        == 0
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tp")]
+    assert len(lines) == len(list(possible(config, 1))) == 7
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_every_chosen_layout_computes_what_one_process_does(capsys: Any) -> None:

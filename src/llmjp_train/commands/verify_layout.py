@@ -1,8 +1,8 @@
 """`llmjp verify-layout`: does each layout compute what one process computes?
 
 Without an experiment, small models of the Llama, GPT and GPT-NeoX forms; with one, its rehearsal form. Layouts are
-written tp2-pp2-dp2-z1, with -sp for sequence parallelism and -bf16; layouts=[...] names them, else a set is chosen in
-which every two choices meet.
+written tp2-pp2-dp2-z1, with -sp for sequence parallelism and -bf16; layouts=[...] names them, layouts=full takes all
+that there are with 1, 2 or 4 on an axis (an hour on a laptop), else a set is chosen in which every two choices meet.
 """
 
 import argparse
@@ -71,15 +71,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _specs(args: argparse.Namespace, config: "TrainConfig") -> list["Spec"]:
-    """The layouts that were named, or a covering set; impossible ones are refused before anything starts."""
+    """The layouts that were named, all, or a covering set; impossible ones are refused before anything starts."""
     from llmjp_train.config.compose import ConfigError
     from llmjp_train.config.layouts import layout_problems
-    from llmjp_train.verify.spec import FORMS, matrix, parse
+    from llmjp_train.verify.spec import FORMS, matrix, parse, possible
 
     named = [word.removeprefix("layouts=") for word in args.overrides if word.startswith("layouts=")]
+    own = _names_model(args.overrides)
+    forms = ("",) if own else tuple(FORMS)
     if not named:
-        own = _names_model(args.overrides)
-        return matrix(config, args.ranks) if own else matrix(config, args.ranks, tuple(FORMS), least=26)
+        return matrix(config, args.ranks, forms, least=0 if own else 26)
+    if named[-1] == "full":
+        return list(possible(config, args.ranks, forms))
     texts = [text.strip() for text in named[-1].strip("[]").split(",") if text.strip()]
     specs = [parse(text) for text in texts]
     found = [f"{spec}: {line}" for spec in specs for line in layout_problems(spec.applied(config))]
