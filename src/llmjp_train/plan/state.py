@@ -21,7 +21,8 @@ class Term:
     formula: str
     source: str
     kind: str
-    """``exact`` (checked against the engine or autograd), ``bound`` (an upper estimate), ``assumed``."""
+    """``exact`` (checked to the byte against the engine or autograd), ``close`` (tensors that are alive together by the
+    code, checked as part of a rank's peak), ``bound`` (an upper estimate), ``assumed``."""
 
 
 def padded(count: int, ranks: int) -> int:
@@ -132,7 +133,6 @@ def gradient_terms(job: Job, stage: Stage) -> list[Term]:
 def reduction_terms(job: Job, stage: Stage) -> list[Term]:
     """Buffers while gradients are summed over data-parallel ranks."""
     weights, owned = weight_elements(job, stage), partition(job, stage)
-    bucket = bucket_elements(job, stage)
     if _accumulates_apart(job):
         return [
             Term(
@@ -154,15 +154,7 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
                 "bound",
             )
         ]
-    found = [
-        Term(
-            "reduction buffers",
-            job.item * bucket,
-            f"{job.item} B x {bucket:,}: parallel.bucket_mb",
-            "DeepSpeed's ipg bucket",
-            "bound",
-        )
-    ]
+    found = bucket_terms(job, stage)
     if job.zero in (1, 2):
         found.append(
             Term(
@@ -178,9 +170,21 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
     return found
 
 
-def bucket_elements(job: Job, stage: Stage) -> int:
-    """Elements of DeepSpeed's buckets: as the configuration says, and no more than the rank's parameters."""
-    return max(1, min(job.bucket_mb * 2**20 // 4, stage.parameters))
+def bucket_terms(job: Job, stage: Stage) -> list[Term]:
+    """DeepSpeed's bucket of gradients: as the configuration says, and no larger than the rank's parameters."""
+    if job.zero == 0 or _accumulates_apart(job):
+        return []
+    size = max(1, min(job.bucket_mb * 2**20 // 4, stage.parameters))
+    item = 4 if job.zero == 1 else job.item
+    return [
+        Term(
+            "reduction buffers",
+            item * size,
+            f"{item} B x {size:,}: parallel.bucket_mb",
+            "deepspeed/runtime/zero, ipg bucket; ZeRO-1 fills it with fp32 sums",
+            "bound",
+        )
+    ]
 
 
 def gathered(job: Job, stage: Stage) -> Term:
