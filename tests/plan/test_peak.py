@@ -81,6 +81,10 @@ MORE = [
     (1, 2, 1, False, 1, "selective", ("precision=fp32",)),
     (1, 3, 1, False, 1, "none", ("model.vocab_size=4000",)),
     (1, 2, 1, False, 1, "none", ("model.vocab_size=4000", "optimizer.z_loss=1e-4")),
+    # no more micro batches than there are stages
+    (1, 1, 1, False, 1, "none", ("batch.global_batch=2",)),
+    (1, 3, 1, False, 1, "none", ("batch.global_batch=6",)),
+    (1, 2, 1, False, 1, "full", ("batch.global_batch=4", "precision=fp32")),
 ]
 
 

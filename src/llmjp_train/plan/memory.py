@@ -83,38 +83,52 @@ def memory(job: Job) -> MemoryPlan:
 
 
 def _rank(job: Job, stage: Stage) -> RankMemory:
-    lasting = [*state_terms(job, stage), *gradient_terms(job, stage), *_machine_terms(job)]
+    lasting = [*state_terms(job, stage), *_machine_terms(job)]
+    moments = [("reduction", gradient_terms(job, stage), _reduction(job, stage))]
+    for flying, begun in _flights(job, stage):
+        gradients = gradient_terms(job, stage, begun=begun)
+        moments += [(name, gradients, terms) for name, terms in _passes(job, stage, flying, begun)]
     found = []
-    for moment, terms in [*_passes(job, stage), ("reduction", _reduction(job, stage))]:
+    for name, gradients, terms in moments:
         slack = [_slack(sum(term.bytes for term in terms))] if job.cluster.device is Device.cuda else []
-        found.append(RankMemory(stage, moment, (*lasting, *terms, *slack)))
+        found.append(RankMemory(stage, name, (*lasting, *gradients, *terms, *slack)))
     return max(found, key=lambda rank: rank.bytes)
 
 
-def _passes(job: Job, stage: Stage) -> list[tuple[str, list[Term]]]:
+def _flights(job: Job, stage: Stage) -> list[tuple[int, bool]]:
+    """Micro batches in flight at the fullest backward passes, and whether there was a backward pass before."""
+    most = in_flight(job, stage)
+    if most < job.micro_batches:
+        return [(most, True)]
+    # all of the step are in flight when the first goes backward, and one less when the second does
+    return [(most, False), *([(most - 1, True)] if most > 1 else [])]
+
+
+def _passes(job: Job, stage: Stage, flying: int, begun: bool) -> list[tuple[str, list[Term]]]:
     """What comes and goes at each moment of a micro batch's passes that can be the fullest."""
-    flying = in_flight(job, stage)
     kept = activation_terms(job, stage, flying)
     buckets = bucket_terms(job, stage)
     always = [gathered(job, stage)] if job.zero == 3 else []
     if job.zero != 2:  # ZeRO-2's bucket comes with the first gradient and goes with the last
         always += buckets
+    going_back = _pipeline_buffers(job, stage, flying, "backward")
+    rest = [*going_back, *always, *(buckets if job.zero == 2 else [])]
     found = []
     if stage.last:
         loss = [*kept, head_term(job), *always]
-        forward = [_working(working.loss_forward(job)), *_pipeline_buffers(job, stage, "forward")]
-        backward = [_working(working.loss_backward(job)), *_pipeline_buffers(job, stage, "backward")]
-        found += [("loss", [*loss, *forward]), ("loss", [*loss, *backward])]
-    rest = [*_pipeline_buffers(job, stage, "backward"), *always, *(buckets if job.zero == 2 else [])]
-    if stage.last:
-        found.append(("backward", [*kept, _working(working.final_norm(job)), *rest]))
+        making = [_working(working.loss_forward(job)), *_pipeline_buffers(job, stage, flying, "forward")]
+        found += [
+            ("loss", [*loss, *making]),
+            ("loss", [*loss, _working(working.loss_backward(job)), *going_back]),
+        ]
+        found.append(("backward", [*kept, _working(working.final_norm(job, begun)), *rest]))
     if stage.layers:
         need = working.layer_forward(job, stage)
         if need is not None:
-            there = _pipeline_buffers(job, stage, "forward" if stage.last else "backward")
+            there = _pipeline_buffers(job, stage, flying, "forward" if stage.last else "backward")
             found.append(("forward", [*kept, _working(need), *there, *always]))
-        found.append(("backward", [*kept, _working(working.layer(job, stage)), *rest]))
-    if flying > 1:
+        found.append(("backward", [*kept, _working(working.layer(job, stage, begun)), *rest]))
+    if flying > 1 and begun:
         fewer = activation_terms(job, stage, flying - 1)
         found.append(("backward", [*fewer, _working(working.gradient_sums(stage)), *rest]))
     return found
@@ -123,7 +137,7 @@ def _passes(job: Job, stage: Stage) -> list[tuple[str, list[Term]]]:
 def _reduction(job: Job, stage: Stage) -> list[Term]:
     """What comes and goes while gradients are reduced; the pipeline's buffers outlast its micro batches."""
     left = activation_terms(job, stage, 0) if job.pipeline > 1 else []
-    return [*reduction_terms(job, stage), *left, *_pipeline_buffers(job, stage, "reduction")]
+    return [*reduction_terms(job, stage), *left, *_pipeline_buffers(job, stage, 0, "reduction")]
 
 
 def in_flight(job: Job, stage: Stage) -> int:
@@ -183,7 +197,7 @@ def _working(need: working.Need) -> Term:
     return Term("working memory", need.bytes, need.what, "plan/working.py", "close")
 
 
-def _pipeline_buffers(job: Job, stage: Stage, when: str) -> list[Term]:
+def _pipeline_buffers(job: Job, stage: Stage, flying: int, when: str) -> list[Term]:
     """Residual streams that DeepSpeed's pipeline keeps beside what autograd saves.
 
     Inputs and gradients are received in one buffer. Copies of the inputs and the outputs wait with each micro batch in
@@ -208,7 +222,7 @@ def _pipeline_buffers(job: Job, stage: Stage, when: str) -> list[Term]:
         )
         waiting, what = 2 * losses + now + copied, f"2 x {losses} + {now + copied}"
     else:
-        flying, kinds = in_flight(job, stage) if when == "backward" else 0, 1 if stage.first else 2
+        kinds = 1 if stage.first else 2
         waiting, what = flying * kinds, f"{flying} x {kinds}"
     return [
         Term(

@@ -88,27 +88,37 @@ def _accumulates_apart(job: Job) -> bool:
     return job.zero == 1 and job.dtype is Dtype.bf16
 
 
-def gradient_terms(job: Job, stage: Stage) -> list[Term]:
-    """Gradients that stay from the first micro batch to the step."""
+def gradient_terms(job: Job, stage: Stage, *, begun: bool = True) -> list[Term]:
+    """Gradients that stay from the first micro batch to the step.
+
+    Args:
+        begun: a micro batch of the step has gone backward. Before, autograd's own are not there yet.
+    """
     count, owned = stage.parameters, partition(job, stage)
     if _accumulates_apart(job):
         weights = weight_elements(job, stage)
-        return [
+        found = [
             Term(
                 "gradients",
                 4 * weights,
                 f"4 B x {weights:,}: fp32 sums over micro batches, whole on every rank",
                 "deepspeed/runtime/bf16_optimizer.py, fp32_groups_gradients_flat",
                 "exact",
-            ),
-            Term(
-                "gradients of a micro batch",
-                job.item * count,
-                f"{job.item} B x {count:,}: kept until the step",
-                "the same, immediate_grad_update is off",
-                "exact",
-            ),
+            )
         ]
+        if begun:
+            found.append(
+                Term(
+                    "gradients of a micro batch",
+                    job.item * count,
+                    f"{job.item} B x {count:,}: kept until the step",
+                    "the same, immediate_grad_update is off",
+                    "exact",
+                )
+            )
+        return found
+    if job.zero <= 1 and not begun:
+        return []
     if job.zero <= 1:
         return [
             Term(

@@ -50,11 +50,15 @@ def loss_backward(job: Job) -> Need:
     return Need(stream + wide + logits, f"gradients of the head and of its input, {chunk:,} logits")
 
 
-def final_norm(job: Job) -> Need:
-    """The backward pass of the final norm: of what the head and the loss saved, only the norm's input is left."""
+def final_norm(job: Job, begun: bool) -> Need:
+    """The backward pass of the final norm: of what the head and the loss saved, only the norm's input is left.
+
+    Args:
+        begun: a micro batch of the step has gone backward before.
+    """
     saved, passes = activations.norm(job, "final norm")[0].bytes, _norm_temporaries(job)
-    tied = _waiting(job)
-    return Need(saved + passes + tied, "gradients of the final norm" + _and_tied(tied))
+    head = _heads_gradient(job, begun)
+    return Need(saved + passes + head, "gradients of the final norm" + _and_heads(head))
 
 
 def layer_forward(job: Job, stage: Stage) -> Need | None:
@@ -74,10 +78,13 @@ def layer_forward(job: Job, stage: Stage) -> Need | None:
     return Need(size, "a result dealt out to tensor-parallel ranks")
 
 
-def layer(job: Job, stage: Stage) -> Need:
+def layer(job: Job, stage: Stage, begun: bool) -> Need:
     """The backward pass of the topmost layer, the fullest of all layers': what it makes again, and its gradients.
 
     Attention's own backward pass is never the fullest: what the feed-forward block made is gone by then.
+
+    Args:
+        begun: a micro batch of the step has gone backward before.
     """
     seen = activations
     inner = seen.inner_bytes(job)
@@ -90,7 +97,7 @@ def layer(job: Job, stage: Stage) -> Need:
         again -= seen.stream_bytes(job)  # what is made again begins with the very tensor that was saved
     split = job.engine.sequence_parallel
     # the gradient that arrives; from the next stage it comes in a buffer, which is counted among the pipeline's
-    arrived, tied = seen.stream_bytes(job) if stage.last else 0, _waiting(job)
+    arrived, head = (seen.stream_bytes(job), _heads_gradient(job, begun)) if stage.last else (0, 0)
     gated = job.model.mlp is Mlp.swiglu
     moments = [
         # the product is gone, its gradient and those of its factors are there
@@ -109,7 +116,7 @@ def layer(job: Job, stage: Stage) -> Need:
         moments.append(Need(2 * seen.whole_stream(job), "a gradient gathered from tensor-parallel ranks"))
     most = max(moments, key=lambda need: need.bytes)
     made = "" if not again else f", {again:,} B of activations made again"
-    return Need(arrived + tied + most.bytes, most.what + made + _and_tied(tied))
+    return Need(arrived + head + most.bytes, most.what + made + _and_heads(head))
 
 
 def gradient_sums(stage: Stage) -> Need:
@@ -145,11 +152,16 @@ def _norm_temporaries(job: Job) -> int:
     return 5 * 4 * (activations.stream_bytes(job) // job.item)
 
 
-def _waiting(job: Job) -> int:
-    """Of a tied embedding on one rank: the head's part of the gradient waits for the embedding's."""
-    tied = job.model.tied_embeddings and job.pipeline == 1
-    return job.item * activations.head_elements(job) if tied else 0
+def _heads_gradient(job: Job, begun: bool) -> int:
+    """The gradient of the head, after the loss and beside what is counted among the gradients.
+
+    Of an embedding that is tied on one rank it waits for the embedding's part. In a step's first backward pass it is
+    the only one that autograd has.
+    """
+    waits = job.model.tied_embeddings and job.pipeline == 1
+    first = job.zero <= 1 and not begun
+    return job.item * activations.head_elements(job) if waits or first else 0
 
 
-def _and_tied(tied: int) -> str:
-    return f", {tied:,} B of a tied embedding's gradient" if tied else ""
+def _and_heads(head: int) -> str:
+    return f", {head:,} B of the head's" if head else ""
