@@ -1,4 +1,4 @@
-"""What autograd saves for the backward pass, tensor by tensor, and what the passes need on top.
+"""What autograd saves for the backward pass, tensor by tensor; `plan.working` has what the passes need on top.
 
 The list of a layer equals what `torch.autograd.graph.saved_tensors_hooks` sees, as
 tests/plan/test_activations.py checks at true sizes for each recompute policy. Sizes are those of one micro
@@ -25,11 +25,11 @@ def layer(job: Job, recompute: Recompute | None = None) -> list[Saved]:
     """What one decoder layer saves under a recompute policy (none: the job's)."""
     policy = job.recompute if recompute is None else recompute
     if policy is Recompute.full:
-        return [Saved("input of the layer", _stream(job))]
-    attention = [*_norm(job, "attention norm"), *_attention(job)]
+        return [Saved("input of the layer", stream_bytes(job))]
+    attention = [*norm(job, "attention norm"), *_attention(job)]
     if policy is Recompute.selective:
-        return [*attention, Saved("input of the feed-forward block", _stream(job))]
-    return [*attention, *_norm(job, "feed-forward norm"), *_feed_forward(job)]
+        return [*attention, Saved("input of the feed-forward block", stream_bytes(job))]
+    return [*attention, *norm(job, "feed-forward norm"), *_feed_forward(job)]
 
 
 def layer_bytes(job: Job, recompute: Recompute | None = None) -> int:
@@ -39,26 +39,32 @@ def layer_bytes(job: Job, recompute: Recompute | None = None) -> int:
 
 def feed_forward_bytes(job: Job) -> int:
     """What the feed-forward block alone saves: what selective recompute makes again."""
-    return sum(saved.bytes for saved in [*_norm(job, ""), *_feed_forward(job)])
+    return sum(saved.bytes for saved in [*norm(job, ""), *_feed_forward(job)])
 
 
 def stream_bytes(job: Job) -> int:
-    """One residual stream, B T H: what stages send each other."""
-    return _stream(job)
+    """One residual stream, B T H: what stages send each other. Sequence parallelism divides it."""
+    return whole_stream(job) // _sequence_split(job)
 
 
-def _stream(job: Job) -> int:
-    return job.tokens * job.model.hidden_size * job.item // _sequence_split(job)
+def whole_stream(job: Job) -> int:
+    """A residual stream with the tokens of all tensor-parallel ranks."""
+    return job.tokens * job.model.hidden_size * job.item
+
+
+def inner_bytes(job: Job) -> int:
+    """One tensor inside the feed-forward block, B T F."""
+    return job.tokens * (job.model.ffn_size // job.tensor) * job.item
 
 
 def _sequence_split(job: Job) -> int:
     return job.tensor if job.engine.sequence_parallel else 1
 
 
-def _norm(job: Job, name: str) -> list[Saved]:
+def norm(job: Job, name: str) -> list[Saved]:
     """A norm's saved tensors and its output, which the next matrix product saves."""
     tokens = job.tokens // _sequence_split(job)
-    stream = _stream(job)
+    stream = stream_bytes(job)
     # our tensor parallelism saves the gathered input of a matrix product, Megatron-LM gathers it again
     ours = job.engine.name == "llmjp-train"
     output = Saved(f"{name}: output", stream * (_sequence_split(job) if ours else 1))
@@ -82,6 +88,12 @@ def _norm(job: Job, name: str) -> list[Saved]:
         Saved(f"{name}: normalised", stream),
         output,
     ]
+
+
+def norm_keeps_input(job: Job) -> bool:
+    """Whether a norm saves the tensor that it is given, and not a copy of it in fp32."""
+    fused = job.compile or job.engine.fused
+    return fused or job.model.norm is Norm.layernorm or job.dtype is Dtype.fp32
 
 
 def _attention(job: Job) -> list[Saved]:
@@ -128,7 +140,7 @@ def _qk_norm(job: Job) -> list[Saved]:
 
 
 def _feed_forward(job: Job) -> list[Saved]:
-    inner = job.tokens * (job.model.ffn_size // job.tensor) * job.item
+    inner = inner_bytes(job)
     if job.model.mlp is Mlp.swiglu:
         count = 3 if job.compile or job.engine.fused else 4
         return [Saved("gate, its SiLU, up and their product", count * inner)]
@@ -147,7 +159,11 @@ def shared(job: Job, flying: int = 1) -> int:
     if job.document_mask and job.cluster.device is Device.cuda:
         mask = job.micro_batch * job.sequence_length**2
     again = job.recompute is Recompute.full
-    return tables * (flying if again or job.dtype is Dtype.fp32 else 1) + mask * (flying if again else 1)
+    # DeepSpeed's pipeline keeps those of the micro batch at hand; else they go when the last layer has run
+    at_hand = 1 if job.pipeline > 1 else 0
+    with_tables = flying if again or job.dtype is Dtype.fp32 else 0
+    with_mask = flying if again else 0
+    return tables * max(with_tables, at_hand) + mask * max(with_mask, at_hand)
 
 
 def embedding(job: Job) -> int:
@@ -157,14 +173,13 @@ def embedding(job: Job) -> int:
 
 def head_saved(job: Job) -> list[Saved]:
     """Final norm and the loss, which makes its gradients in the forward pass unless the z-loss is on."""
-    stream = job.tokens * job.model.hidden_size * job.item
-    norm = _norm(job, "final norm")
+    final = norm(job, "final norm")
     if job.z_loss:
-        return [*norm, Saved("targets", 8 * job.tokens), Saved("log(Z) of each token", 4 * job.tokens)]
+        return [*final, Saved("targets", 8 * job.tokens), Saved("log(Z) of each token", 4 * job.tokens)]
     # the loss saves the gradient of its input; the input itself is let go
     return [
-        *norm[:-1],
-        Saved("gradient of the final hidden states", stream),
+        *final[:-1],
+        Saved("gradient of the final hidden states", whole_stream(job)),
         Saved("gradient of the head in fp32", 4 * head_elements(job)),
     ]
 
@@ -172,30 +187,3 @@ def head_saved(job: Job) -> list[Saved]:
 def head_elements(job: Job) -> int:
     """Elements of the head on one rank."""
     return job.vocabulary // job.tensor * job.model.hidden_size
-
-
-def head_working(job: Job) -> int:
-    """Most that the loss needs beside what it saves: a chunk's logits, or the gradient of the head.
-
-    A chunk's logits exist in the weights' dtype and in fp32, with an fp32 temporary of the softmax. In the
-    backward pass the head's fp32 gradient is scaled (a second copy) and cast.
-    """
-    chunk = min(job.loss_chunk, job.tokens) * (job.vocabulary // job.tensor)
-    logits = chunk * (8 + (job.item if job.item < 4 else 0))
-    elements = head_elements(job)
-    cast = elements * job.item if job.item < 4 else 0
-    if job.z_loss:
-        return logits + 4 * elements + cast
-    return max(logits + cast, 4 * elements + cast)
-
-
-def backward_working(job: Job) -> int:
-    """What the backward pass of a layer needs at its peak: what it makes again, and gradients on the way."""
-    again = 0
-    if job.recompute is Recompute.full:
-        again = layer_bytes(job, Recompute.none)
-    elif job.recompute is Recompute.selective:
-        again = feed_forward_bytes(job)
-    inner = job.tokens * (job.model.ffn_size // job.tensor) * job.item
-    gradients = (3 if job.model.mlp is Mlp.swiglu else 2) * inner + 2 * _stream(job)
-    return again + gradients

@@ -1,22 +1,21 @@
 """Bytes of each rank, term by term, at the moments of a step that can be the fullest.
 
-A rank's memory peaks either while the fullest backward pass begins (activations are there), or while
-gradients are reduced (activations are gone, buffers of the reduction are there). Both are added up and the
-larger one counts. What DeepSpeed 0.19 keeps was read from its code and measured tensor by tensor
-(docs/planner.md); tests/plan/test_engine_bytes.py holds weights, masters and moments to the byte.
+A rank's memory peaks at the end of the topmost layer's forward pass, while the loss is made, while the fullest backward
+pass goes through the final norm or the topmost layer (what the loss saved is gone by then), or while gradients are
+reduced (activations are gone, buffers of the reduction are there). Each is added up and the largest one counts. What
+DeepSpeed 0.19 keeps was read from its code and measured tensor by tensor (docs/planner.md);
+tests/plan/test_engine_bytes.py holds weights, masters and moments to the byte, tests/plan/test_peak.py the whole.
 """
 
 from dataclasses import dataclass
 
 from llmjp_train.config.machine import Device, Recompute, known
-from llmjp_train.config.model import Norm
-from llmjp_train.config.training import Dtype
-from llmjp_train.plan import activations
+from llmjp_train.plan import activations, working
 from llmjp_train.plan.job import Job
 from llmjp_train.plan.stages import Stage, stages
 from llmjp_train.plan.state import (
     Term,
-    bucket_elements,
+    bucket_terms,
     gathered,
     gradient_terms,
     reduction_terms,
@@ -39,10 +38,8 @@ class RankMemory:
 
     stage: Stage
     moment: str
-    """``backward`` or ``reduction``."""
+    """``forward``, ``loss``, ``backward`` or ``reduction``."""
     terms: tuple[Term, ...]
-    other: int
-    """Bytes at the other moment."""
 
     @property
     def bytes(self) -> int:
@@ -86,17 +83,61 @@ def memory(job: Job) -> MemoryPlan:
 
 
 def _rank(job: Job, stage: Stage) -> RankMemory:
-    lasting = [*state_terms(job, stage), *gradient_terms(job, stage), *_machine_terms(job)]
-    backward = [*activation_terms(job, stage), *_backward_buffers(job, stage)]
-    reduction = reduction_terms(job, stage)
-    moments = {"backward": backward, "reduction": reduction}
-    if job.cluster.device is Device.cuda:
-        for terms in moments.values():
-            terms.append(_slack(sum(term.bytes for term in terms)))
-    sizes = {name: sum(term.bytes for term in terms) for name, terms in moments.items()}
-    moment = max(sizes, key=lambda name: sizes[name])
-    base = sum(term.bytes for term in lasting)
-    return RankMemory(stage, moment, (*lasting, *moments[moment]), base + min(sizes.values()))
+    lasting = [*state_terms(job, stage), *_machine_terms(job)]
+    moments = [("reduction", gradient_terms(job, stage), _reduction(job, stage))]
+    for flying, begun in _flights(job, stage):
+        gradients = gradient_terms(job, stage, begun=begun)
+        moments += [(name, gradients, terms) for name, terms in _passes(job, stage, flying, begun)]
+    found = []
+    for name, gradients, terms in moments:
+        slack = [_slack(sum(term.bytes for term in terms))] if job.cluster.device is Device.cuda else []
+        found.append(RankMemory(stage, name, (*lasting, *gradients, *terms, *slack)))
+    return max(found, key=lambda rank: rank.bytes)
+
+
+def _flights(job: Job, stage: Stage) -> list[tuple[int, bool]]:
+    """Micro batches in flight at the fullest backward passes, and whether there was a backward pass before."""
+    most = in_flight(job, stage)
+    if most < job.micro_batches:
+        return [(most, True)]
+    # all of the step are in flight when the first goes backward, and one less when the second does
+    return [(most, False), *([(most - 1, True)] if most > 1 else [])]
+
+
+def _passes(job: Job, stage: Stage, flying: int, begun: bool) -> list[tuple[str, list[Term]]]:
+    """What comes and goes at each moment of a micro batch's passes that can be the fullest."""
+    kept = activation_terms(job, stage, flying)
+    buckets = bucket_terms(job, stage)
+    always = [gathered(job, stage)] if job.zero == 3 else []
+    if job.zero != 2:  # ZeRO-2's bucket comes with the first gradient and goes with the last
+        always += buckets
+    going_back = _pipeline_buffers(job, stage, flying, "backward")
+    rest = [*going_back, *always, *(buckets if job.zero == 2 else [])]
+    found = []
+    if stage.last:
+        loss = [*kept, head_term(job), *always]
+        making = [_working(working.loss_forward(job)), *_pipeline_buffers(job, stage, flying, "forward")]
+        found += [
+            ("loss", [*loss, *making]),
+            ("loss", [*loss, _working(working.loss_backward(job)), *going_back]),
+        ]
+        found.append(("backward", [*kept, _working(working.final_norm(job, begun)), *rest]))
+    if stage.layers:
+        need = working.layer_forward(job, stage)
+        if need is not None:
+            there = _pipeline_buffers(job, stage, flying, "forward" if stage.last else "backward")
+            found.append(("forward", [*kept, _working(need), *there, *always]))
+        found.append(("backward", [*kept, _working(working.layer(job, stage, begun)), *rest]))
+    if flying > 1 and begun:
+        fewer = activation_terms(job, stage, flying - 1)
+        found.append(("backward", [*fewer, _working(working.gradient_sums(stage)), *rest]))
+    return found
+
+
+def _reduction(job: Job, stage: Stage) -> list[Term]:
+    """What comes and goes while gradients are reduced; the pipeline's buffers outlast its micro batches."""
+    left = activation_terms(job, stage, 0) if job.pipeline > 1 else []
+    return [*reduction_terms(job, stage), *left, *_pipeline_buffers(job, stage, 0, "reduction")]
 
 
 def in_flight(job: Job, stage: Stage) -> int:
@@ -109,9 +150,9 @@ def in_flight(job: Job, stage: Stage) -> int:
     return max(1, min(job.pipeline - stage.index, job.micro_batches))
 
 
-def activation_terms(job: Job, stage: Stage) -> list[Term]:
-    """What is saved for the backward pass when most micro batches are in flight."""
-    flying, one = in_flight(job, stage), activations.layer_bytes(job)
+def activation_terms(job: Job, stage: Stage, flying: int) -> list[Term]:
+    """What is saved for the backward pass when ``flying`` micro batches are in flight."""
+    one = activations.layer_bytes(job)
     found = [
         Term(
             "activations",
@@ -123,7 +164,7 @@ def activation_terms(job: Job, stage: Stage) -> list[Term]:
         Term(
             "shared tables",
             activations.shared(job, flying) if stage.layers else 0,
-            f"rotary tables and mask, {activations.shared(job):,} B for one micro batch of {flying} in flight",
+            f"rotary tables and mask of {flying} micro batches in flight, and of the one at hand",
             "plan/activations.py",
             "exact",
         ),
@@ -138,58 +179,60 @@ def activation_terms(job: Job, stage: Stage) -> list[Term]:
                 "exact",
             )
         )
-    if stage.last:
-        head = sum(saved.bytes for saved in activations.head_saved(job))
-        found.append(
-            Term(
-                "head and loss, saved",
-                head,
-                "final norm, gradients made in the forward pass",
-                "model/loss.py",
-                "exact",
-            )
-        )
     return [term for term in found if term.bytes]
 
 
-def _backward_buffers(job: Job, stage: Stage) -> list[Term]:
-    """What comes and goes while the fullest backward pass begins."""
-    head = activations.head_working(job) if stage.last else 0
-    layer = activations.backward_working(job) if stage.layers else 0
-    what = "loss on chunks of logits" if head > layer else "a layer's recomputation and gradients"
-    found = [Term("working memory", max(head, layer), what, "plan/activations.py", "bound")]
-    if job.pipeline > 1:
-        stream, flying = activations.stream_bytes(job), in_flight(job, stage)
-        # outputs wait for their gradient; inputs are kept too, and are not always what the first layer saves
-        kept = (0 if stage.last else 1) + (0 if stage.first or _saves_input(job) else 1)
-        found.append(
-            Term(
-                "pipeline buffers",
-                (max(2, flying) * kept + 2) * stream,
-                f"({max(2, flying)} x {kept} + 2) x {stream:,} B",
-                "deepspeed/runtime/pipe/engine.py, pipe_buffers",
-                "bound",
-            )
-        )
-    if job.zero == 3:
-        found.append(gathered(job, stage))
-    if job.zero >= 2:
-        bucket = bucket_elements(job, stage)
-        found.append(
-            Term(
-                "reduction buffers",
-                job.item * bucket,
-                f"{job.item} B x {bucket:,}",
-                "DeepSpeed's ipg bucket",
-                "bound",
-            )
-        )
-    return found
+def head_term(job: Job) -> Term:
+    """What the final norm and the loss save; it goes with the loss's own backward pass."""
+    return Term(
+        "head and loss, saved",
+        sum(saved.bytes for saved in activations.head_saved(job)),
+        "final norm" if job.z_loss else "final norm, gradients made in the forward pass",
+        "model/loss.py",
+        "exact",
+    )
 
 
-def _saves_input(job: Job) -> bool:
-    """Whether a layer's saved tensors include its input in the dtype in which it arrives."""
-    return job.recompute is Recompute.full or job.model.norm is Norm.layernorm or job.dtype is Dtype.fp32
+def _working(need: working.Need) -> Term:
+    return Term("working memory", need.bytes, need.what, "plan/working.py", "close")
+
+
+def _pipeline_buffers(job: Job, stage: Stage, flying: int, when: str) -> list[Term]:
+    """Residual streams that DeepSpeed's pipeline keeps beside what autograd saves.
+
+    Inputs and gradients are received in one buffer. Copies of the inputs and the outputs wait with each micro batch in
+    flight. The last stage has one in flight, but a loss in each of its two output buffers keeps an earlier micro
+    batch's input and that input's gradient until another takes its place. The integers that travel along, 24 B a
+    token, are left out.
+
+    Args:
+        when: ``forward`` (the loss is made), ``backward`` or ``reduction``.
+    """
+    if job.pipeline == 1:
+        return []
+    stream = activations.stream_bytes(job)
+    if stage.last:
+        losses = min(2, job.micro_batches) - (when == "backward")  # it has taken the place of one
+        now = when != "reduction"
+        # the first layer gets a copy of the input, which autograd saves where it needs it
+        copied = (
+            when == "forward"
+            and job.recompute is not Recompute.full
+            and not activations.norm_keeps_input(job)
+        )
+        waiting, what = 2 * losses + now + copied, f"2 x {losses} + {now + copied}"
+    else:
+        kinds = 1 if stage.first else 2
+        waiting, what = flying * kinds, f"{flying} x {kinds}"
+    return [
+        Term(
+            "pipeline buffers",
+            (1 + waiting) * stream,
+            f"(1 received, {what} waiting) x {stream:,} B",
+            "deepspeed/runtime/pipe/engine.py, pipe_buffers",
+            "close",
+        )
+    ]
 
 
 def _machine_terms(job: Job) -> list[Term]:

@@ -85,7 +85,12 @@ def page(plan: Account) -> str:
     return _document(plan.name, "\n".join(sections))
 
 
-_MOMENTS = {"backward": "as a backward pass begins", "reduction": "while gradients are reduced"}
+_MOMENTS = {
+    "forward": "in a forward pass",
+    "loss": "while the loss is made",
+    "backward": "in a backward pass",
+    "reduction": "while gradients are reduced",
+}
 
 
 def _memory(plan: Account, names: Sequence[str]) -> str:

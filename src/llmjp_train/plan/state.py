@@ -21,7 +21,8 @@ class Term:
     formula: str
     source: str
     kind: str
-    """``exact`` (checked against the engine or autograd), ``bound`` (an upper estimate), ``assumed``."""
+    """``exact`` (checked to the byte against the engine or autograd), ``close`` (tensors that are alive together by the
+    code, checked as part of a rank's peak), ``bound`` (an upper estimate), ``assumed``."""
 
 
 def padded(count: int, ranks: int) -> int:
@@ -87,27 +88,37 @@ def _accumulates_apart(job: Job) -> bool:
     return job.zero == 1 and job.dtype is Dtype.bf16
 
 
-def gradient_terms(job: Job, stage: Stage) -> list[Term]:
-    """Gradients that stay from the first micro batch to the step."""
+def gradient_terms(job: Job, stage: Stage, *, begun: bool = True) -> list[Term]:
+    """Gradients that stay from the first micro batch to the step.
+
+    Args:
+        begun: a micro batch of the step has gone backward. Before, autograd's own are not there yet.
+    """
     count, owned = stage.parameters, partition(job, stage)
     if _accumulates_apart(job):
         weights = weight_elements(job, stage)
-        return [
+        found = [
             Term(
                 "gradients",
                 4 * weights,
                 f"4 B x {weights:,}: fp32 sums over micro batches, whole on every rank",
                 "deepspeed/runtime/bf16_optimizer.py, fp32_groups_gradients_flat",
                 "exact",
-            ),
-            Term(
-                "gradients of a micro batch",
-                job.item * count,
-                f"{job.item} B x {count:,}: kept until the step",
-                "the same, immediate_grad_update is off",
-                "exact",
-            ),
+            )
         ]
+        if begun:
+            found.append(
+                Term(
+                    "gradients of a micro batch",
+                    job.item * count,
+                    f"{job.item} B x {count:,}: kept until the step",
+                    "the same, immediate_grad_update is off",
+                    "exact",
+                )
+            )
+        return found
+    if job.zero <= 1 and not begun:
+        return []
     if job.zero <= 1:
         return [
             Term(
@@ -132,7 +143,6 @@ def gradient_terms(job: Job, stage: Stage) -> list[Term]:
 def reduction_terms(job: Job, stage: Stage) -> list[Term]:
     """Buffers while gradients are summed over data-parallel ranks."""
     weights, owned = weight_elements(job, stage), partition(job, stage)
-    bucket = bucket_elements(job, stage)
     if _accumulates_apart(job):
         return [
             Term(
@@ -154,15 +164,7 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
                 "bound",
             )
         ]
-    found = [
-        Term(
-            "reduction buffers",
-            job.item * bucket,
-            f"{job.item} B x {bucket:,}: parallel.bucket_mb",
-            "DeepSpeed's ipg bucket",
-            "bound",
-        )
-    ]
+    found = bucket_terms(job, stage)
     if job.zero in (1, 2):
         found.append(
             Term(
@@ -178,9 +180,21 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
     return found
 
 
-def bucket_elements(job: Job, stage: Stage) -> int:
-    """Elements of DeepSpeed's buckets: as the configuration says, and no more than the rank's parameters."""
-    return max(1, min(job.bucket_mb * 2**20 // 4, stage.parameters))
+def bucket_terms(job: Job, stage: Stage) -> list[Term]:
+    """DeepSpeed's bucket of gradients: as the configuration says, and no larger than the rank's parameters."""
+    if job.zero == 0 or _accumulates_apart(job):
+        return []
+    size = max(1, min(job.bucket_mb * 2**20 // 4, stage.parameters))
+    item = 4 if job.zero == 1 else job.item
+    return [
+        Term(
+            "reduction buffers",
+            item * size,
+            f"{item} B x {size:,}: parallel.bucket_mb",
+            "deepspeed/runtime/zero, ipg bucket; ZeRO-1 fills it with fp32 sums",
+            "bound",
+        )
+    ]
 
 
 def gathered(job: Job, stage: Stage) -> Term:
