@@ -94,7 +94,9 @@ class _Batch:
             UserError: the model's figures are not finite.
         """
         logits: Tensor = self.network.head(self.state)
-        greatest, likeliest = logits.max(-1)  # of a row with a NaN, that; on CPUs argmax takes three times as long
+        greatest, likeliest = logits.max(
+            -1
+        )  # of a row with a NaN, that; on CPUs argmax takes three times as long
         if not bool(torch.isfinite(greatest).all()):
             raise UserError(
                 "the model gives logits that are not finite while it writes: its weights are damaged, or the format is "

@@ -79,14 +79,17 @@ class ChunkedLoss(torch.autograd.Function):
         eager = wanted and not z_loss
         grad_x = torch.empty_like(x_NH) if eager else None
         # Sums over chunks are kept in fp32 also where the weights are bf16.
-        grad_w = torch.zeros_like(weight_VH, dtype=torch.float32) if eager else None
+        grad_w = torch.empty_like(weight_VH, dtype=torch.float32) if eager else None
         for start in range(0, len(targets_N), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_NH[rows], targets_N[rows]
             valid = targets >= 0
             logits, index, here = _logits(x, weight_VH, targets, part)
-            log_z = torch.logsumexp(logits, dim=-1)
             target = logits.gather(1, index[:, None])[:, 0]
+            # log-sum-exp and then softmax in the logits' own place: few passes over the step's largest tensor.
+            greatest = logits.amax(-1)
+            greatest.masked_fill_(greatest.isinf(), 0.0)
+            log_z = greatest + logits.sub_(greatest[:, None]).exp_().sum(-1).log_()
             if part is not None:
                 log_z, target = part.join(log_z, target.where(here, 0.0))
             token_log_z[rows] = log_z
@@ -94,10 +97,11 @@ class ChunkedLoss(torch.autograd.Function):
             if z_loss:
                 z += log_z.square().where(valid, 0.0).sum()
             if grad_x is not None and grad_w is not None:
-                grad = logits.sub_(log_z[:, None]).exp_()
+                grad = logits.mul_((greatest - log_z).exp_().where(valid, 0.0)[:, None])
                 grad.scatter_add_(1, index[:, None], -here.to(grad.dtype)[:, None])
-                grad.mul_(valid[:, None])
-                _gradients(grad, x, weight_VH, grad_x[rows], grad_w)
+                _gradients(grad, x, weight_VH, grad_x[rows], grad_w, first=start == 0)
+                del grad
+            del logits  # gone before the next chunk's are made
         if eager:
             ctx.save_for_backward(grad_x, grad_w)
         elif wanted:
@@ -111,20 +115,22 @@ class ChunkedLoss(torch.autograd.Function):
         grad_nll, grad_z = grads[:2]
         if not ctx.z_loss:
             grad_x, grad_w = ctx.saved_tensors
-            whole = grad_x * grad_nll.to(grad_x.dtype), (grad_w * grad_nll).to(ctx.dtype)
+            # In place: a second backward pass is an error of autograd's and not a wrong gradient.
+            whole = grad_x.mul_(grad_nll.to(grad_x.dtype)), grad_w.mul_(grad_nll).to(ctx.dtype)
             return *whole, None, None, None, None
         x_NH, weight_VH, targets_N, token_log_z = ctx.saved_tensors
         grad_x = torch.empty_like(x_NH)
-        grad_w = torch.zeros_like(weight_VH, dtype=torch.float32)
+        grad_w = torch.empty_like(weight_VH, dtype=torch.float32)
         for start in range(0, len(targets_N), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             x, targets, log_z = x_NH[rows], targets_N[rows], token_log_z[rows]
+            scale = (grad_nll + 2 * grad_z * log_z).where(targets >= 0, 0.0)
             logits, index, here = _logits(x, weight_VH, targets, ctx.part)
             # d(nll)/d(logits) = p - onehot, d(log(Z)^2)/d(logits) = 2 log(Z) p
-            grad = logits.sub_(log_z[:, None]).exp_().mul_((grad_nll + 2 * grad_z * log_z)[:, None])
+            grad = logits.sub_(log_z[:, None]).exp_().mul_(scale[:, None])
             grad.scatter_add_(1, index[:, None], -(grad_nll * here.to(grad.dtype))[:, None])
-            grad.mul_((targets >= 0)[:, None])
-            _gradients(grad, x, weight_VH, grad_x[rows], grad_w)
+            _gradients(grad, x, weight_VH, grad_x[rows], grad_w, first=start == 0)
+            del logits, grad
         return grad_x, grad_w.to(ctx.dtype), None, None, None, None
 
 
@@ -142,12 +148,14 @@ def _logits(
 
 
 def _gradients(
-    grad_NV: Tensor, x_NH: Tensor, weight_VH: Tensor, grad_x_NH: Tensor, grad_w_VH: Tensor
+    grad_NV: Tensor, x_NH: Tensor, weight_VH: Tensor, grad_x_NH: Tensor, grad_w_VH: Tensor, *, first: bool
 ) -> None:
-    """Add one chunk's part: the input's gradient into its rows, the weight's onto the sum."""
+    """Add one chunk's part: the input's gradient into its rows, the weight's onto the sum, which the first begins."""
     grad = grad_NV.to(weight_VH.dtype)
     torch.mm(grad, weight_VH, out=grad_x_NH)
     if grad.dtype is torch.float32:
-        grad_w_VH.addmm_(grad.t(), x_NH)
+        grad_w_VH.addmm_(grad.t(), x_NH, beta=0 if first else 1)  # 0: what lies there is not looked at
+    elif first:
+        grad_w_VH.copy_(grad.t() @ x_NH)
     else:
         grad_w_VH.add_(grad.t() @ x_NH)

@@ -26,11 +26,11 @@ class Need:
 def loss_forward(job: Job) -> Need:
     """The loss on chunks of logits: its input, which autograd does not save, and a chunk.
 
-    A chunk's logits lie there in fp32 (4 B) beside an fp32 temporary of the log-sum-exp, then beside their gradient in
-    16 bit and the product of that with the chunk's tokens, V H.
+    A chunk's logits become their gradient in their own place, in fp32 (4 B); then they lie beside that in 16 bit and
+    its product with the chunk's tokens, V H.
     """
     chunk, head = _chunk(job), activations.head_elements(job)
-    logits = max(_new_logits(job), 8 * chunk)
+    logits = _new_logits(job)
     if job.item < 4:
         logits = max(logits, 4 * chunk + job.item * (chunk + head))
     inputs = 0 if job.z_loss else activations.whole_stream(job)  # with the z-loss it is saved
@@ -43,8 +43,8 @@ def loss_backward(job: Job) -> Need:
     """Gradients of the loss on their way: of its input, and of the head in fp32 and in the weights' dtype."""
     head, stream = activations.head_elements(job), activations.whole_stream(job)
     wide, cast = 4 * head, job.item * head if job.item < 4 else 0
-    if not job.z_loss:  # both lie there scaled beside those that the forward pass saved
-        return Need(stream + wide + cast, "gradients of the head and of its input, scaled")
+    if not job.z_loss:  # those that the forward pass saved are scaled in their place
+        return Need(cast, "gradient of the head in the weights' dtype")
     chunk = _chunk(job)
     logits = max(_new_logits(job), 4 * chunk + cast + (job.item * chunk if job.item < 4 else 0))
     return Need(stream + wide + logits, f"gradients of the head and of its input, {chunk:,} logits")
@@ -131,9 +131,8 @@ def _chunk(job: Job) -> int:
 
 
 def _new_logits(job: Job) -> int:
-    """While a chunk's logits are made: in the weights' dtype and in fp32, and the chunk's before in fp32."""
-    before = 4 if job.tokens > job.loss_chunk else 0
-    return _chunk(job) * (before + 4 + (job.item if job.item < 4 else 0))
+    """While a chunk's logits are made: in the weights' dtype and in fp32."""
+    return _chunk(job) * (4 + (job.item if job.item < 4 else 0))
 
 
 def _matrix(job: Job) -> int:
