@@ -27,7 +27,8 @@ def loss_forward(job: Job) -> Need:
     """The loss on chunks of logits: its input, which autograd does not save, and a chunk.
 
     A chunk's logits lie there in fp32 (4 B) beside an fp32 temporary of the log-sum-exp, then beside their gradient in
-    16 bit and the product of that with the chunk's tokens, V H.
+    16 bit and the product of that with the chunk's tokens, V H. The temporary is made inside the kernel
+    (aten/src/ATen/native/ReduceOps.cpp), where no count of tensors sees it: a process's peak rises by it.
     """
     chunk, head = _chunk(job), activations.head_elements(job)
     logits = max(_new_logits(job), 8 * chunk)
