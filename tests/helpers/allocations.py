@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
-    """Counts storages that operations make, while they live. Tensors from before are not seen."""
+    """Counts storages that operations make, while they live. Tensors from before, and inside kernels, are not seen."""
 
     def __init__(self) -> None:
         super().__init__()
