@@ -55,8 +55,8 @@ def test_a_stop_that_was_asked_for_already_starts_nothing(tmp_path: Path):
 
 def test_ranks_stay_on_their_cores(tmp_path: Path):
     code = f"""
-from llmjp_train.launch.local import pin
-pin()
+from llmjp_train.launch.local import take_place
+take_place()
 open({str(tmp_path)!r} + f"/{{rank}}", "w").write(",".join(map(str, sorted(os.sched_getaffinity(0)))))
 sys.exit(0 if ",".join(map(str, sorted(os.sched_getaffinity(0)))) == os.environ["LLMJP_CORES"] else 9)
 """

@@ -28,7 +28,7 @@ def test_one_that_was_lost_on_the_way_ends_the_others(tmp_path: Path) -> None:
     (tmp_path / "hello-0001.json").write_text("{}")
     assert lost(tmp_path, 1, "n1", SSH).startswith("ssh lost it")
     assert "n1: ssh lost it" in json.loads((tmp_path / FAILED).read_text())["reason"]
-    assert json.loads((tmp_path / "node-0001.json").read_text())["kind"] == "node_lost"
+    assert json.loads((tmp_path / "node-0001-lost.json").read_text())["kind"] == "node_lost"
 
 
 def test_one_that_ended_without_a_word_is_told_too(tmp_path: Path) -> None:

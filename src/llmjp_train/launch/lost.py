@@ -34,8 +34,8 @@ def lost(attempt: Path, node: int, host: str, code: int) -> str:
         why = "it ended without a word" if came else "it ended before it came"
     why = f"{why} (code {code}): see the job's log"
     if came and (node or answer.exists()):
+        Result(exit_codes.FAILED, why, "node_lost", host=host).write(attempt, node, by="-lost")
         end_others(attempt, node, "node_lost", f"{host}: {why}")
-        Result(exit_codes.FAILED, why, "node_lost", host=host).write(attempt, node)
         return why
     if not came:
         _put(hello, {"host": host, "error": why})

@@ -54,10 +54,14 @@ class Result:
     bad: dict[str, str] = field(default_factory=dict)
     """Nodes that the first one found to be bad before anything was started, and why."""
 
-    def write(self, attempt: Path, node: int) -> None:
-        """Leave it in the attempt's folder for the arbiter."""
+    def write(self, attempt: Path, node: int, *, by: str = "") -> None:
+        """Leave it in the attempt's folder for the arbiter.
+
+        Args:
+            by: who says it in the node's place, which may still live and say something itself.
+        """
         text = json.dumps(asdict(self), ensure_ascii=False)
-        (attempt / f"node-{node:04d}.json").write_text(text, encoding="utf-8")
+        (attempt / f"node-{node:04d}{by}.json").write_text(text, encoding="utf-8")
 
 
 def end_others(attempt: Path, node: int, kind: str, reason: str) -> None:
