@@ -52,6 +52,18 @@ class Sshd:
         """The ssh command that reaches it at 127.0.0.1."""
         return "ssh -F none " + " ".join(f"-o {name}={value}" for name, value in self.options.items())
 
+    def silence(self) -> None:
+        """Stop what serves its connections, which stay open: the network is gone, and nobody says so."""
+        for process in psutil.Process(self.server.pid).children(recursive=True):
+            if process.name().startswith("sshd"):
+                process.suspend()
+
+    def speak(self) -> None:
+        """Undo `silence`."""
+        for process in psutil.Process(self.server.pid).children(recursive=True):
+            if process.name().startswith("sshd"):
+                process.resume()
+
     def lose(self) -> None:
         """Let the host die: the server and all that was started through it."""
         found = [*psutil.Process(self.server.pid).children(recursive=True), psutil.Process(self.server.pid)]

@@ -1,6 +1,8 @@
 """Whether ranks start, start again, or not any more: every verdict, from records alone."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from llmjp_train import exit_codes
 from llmjp_train.config.compose import compose, dump_config
 from llmjp_train.launch import arbiter, schedulers
 from llmjp_train.launch.arbiter import AGAIN, REQUEUE, begin, end
-from llmjp_train.launch.bad_nodes import left_out
+from llmjp_train.launch.bad_nodes import leave_out, left_out
 from llmjp_train.launch.job import Job, JobFolder, folders, new_folder, now
 from llmjp_train.launch.supervisor import Result
 from llmjp_train.runlog.record import RunRecord
@@ -289,3 +291,78 @@ def test_a_lost_host_is_the_cause_and_those_that_missed_it_are_not(tmp_path: Pat
     assert end(folder, "1", 255, "").action == "restart"
     (incident,) = [e for e in RunRecord(tmp_path).read_events() if e["kind"] == "incident"]
     assert (incident["what"], incident["node"]) == ("node_lost", "n1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "launcher", "code"),
+    [
+        ([75, 75], 0, 75),  # Open MPI's mpirun, whatever the codes were
+        ([0, 0], 255, 0),  # an ssh whose line broke after the end
+        ([1, 75], 75, 1),  # srun's highest, though a node failed
+        ([2, 75], 75, 2),
+        ([76, 1], 137, 76),
+        ([75], 137, 1),  # one was killed and says nothing
+        ([0], 0, 1),  # and a launcher that does not know
+        ([], 75, 75),  # told to end before there was a supervisor
+    ],
+)
+def test_the_code_is_what_the_nodes_say_and_not_what_a_launcher_makes_of_it(
+    nodes: list[int], launcher: int, code: int, tmp_path: Path, config: str
+) -> None:
+    folder = job(tmp_path, config)
+    (folder.path / "attempt-1").mkdir()
+    for node, value in enumerate(nodes):
+        Result(value, "why" if value == 1 else "", "rank_died" if value == 1 else "").write(
+            folder.path / "attempt-1", node
+        )
+    verdict = end(folder, "1", launcher, "")
+    assert folder.history()[-1]["code"] == code
+    actions = {0: "done", 1: "restart", 2: "halt", 75: "next", 76: "halt"}
+    assert verdict.action == actions[code]
+
+
+def test_a_stop_that_no_rank_lived_to_see_is_obeyed_all_the_same(tmp_path: Path, config: str) -> None:
+    (tmp_path / "stop").touch()
+    folder = job(tmp_path, config)
+    os.utime(tmp_path / "stop", (1, 1))
+    assert begin(folder) == "", "it was asked of an earlier job"
+    folder.note("begin", attempt="1")
+    assert "a person asked the run to stop" in begin(folder), (
+        "asked between two attempts, or while a rank died"
+    )
+    waits = job(tmp_path, config)
+    os.utime(tmp_path / "stop", (time.time() + 5,) * 2)
+    assert "a person asked the run to stop" in begin(waits)
+    after = job(tmp_path, config, after_stop=True)
+    os.utime(tmp_path / "stop", (time.time() + 5,) * 2)
+    assert begin(after) == "", "the stop that it was submitted for"
+
+
+def test_nothing_starts_after_a_signal_between_two_attempts(
+    tmp_path: Path, config: str, no_waiting: list[float]
+) -> None:
+    folder = job(tmp_path, config)
+    assert "SIGTERM" in begin(folder, " USR1 TERM")
+    assert begin(folder, " USR1") == "", "its time is over soon: the ranks are told so by the deadline"
+    attempt(folder, "1", a=("rank 1 was killed by SIGKILL", "rank_died", 1))
+    cancels = iter([False, False, True])
+    type(folder).cancelled, kept = property(lambda self: next(cancels)), type(folder).cancelled  # type: ignore[method-assign,misc]
+    try:
+        end(folder, "1", 1, "")
+    finally:
+        type(folder).cancelled = kept  # type: ignore[method-assign]
+    assert no_waiting == [1], "a cancelled job does not wait"
+
+
+def test_too_few_hosts_are_an_error_and_not_five_minutes_of_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("cluster.scheduler=hosts", "cluster.launcher=ssh", "cluster.hosts=[n0,n1]")
+    config = dump_config(compose("train", [*CONFIG, "evaluation.validation_every=null", *words]))
+    folder = job(tmp_path, config, scheduler="hosts")
+    leave_out(tmp_path, "n1", "left out by a person")
+    monkeypatch.setattr("sys.argv", ["arbiter", "hosts", str(folder.path)])
+    assert arbiter.main() == exit_codes.BAD_INPUT
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "has 1 hosts that are not left out, the job needs 2" in said.err

@@ -28,11 +28,17 @@ def test_one_that_was_lost_on_the_way_ends_the_others(tmp_path: Path) -> None:
     (tmp_path / "hello-0001.json").write_text("{}")
     assert lost(tmp_path, 1, "n1", SSH).startswith("ssh lost it")
     assert "n1: ssh lost it" in json.loads((tmp_path / FAILED).read_text())["reason"]
-    assert json.loads((tmp_path / "node-0001.json").read_text())["kind"] == "node_lost"
+    assert json.loads((tmp_path / "node-0001-lost.json").read_text())["kind"] == "node_lost"
 
 
-@pytest.mark.parametrize("code", [exit_codes.FAILED, exit_codes.BAD_INPUT, exit_codes.STOPPED])
-def test_one_that_said_why_it_ended_needs_nobody_to_speak_for_it(code: int, tmp_path: Path) -> None:
+def test_one_that_ended_without_a_word_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "hello-0001.json").write_text("{}")
+    assert lost(tmp_path, 1, "n1", exit_codes.FAILED).startswith("it ended without a word (code 1)")
+    assert (tmp_path / FAILED).exists()
+
+
+@pytest.mark.parametrize("code", [exit_codes.OK, exit_codes.STOPPED])
+def test_one_that_said_how_it_ended_needs_nobody_to_speak_for_it(code: int, tmp_path: Path) -> None:
     (tmp_path / "hello-0001.json").write_text("{}")
     assert lost(tmp_path, 1, "n1", code) == ""
     Result(code).write(tmp_path, 2)

@@ -136,6 +136,17 @@ def test_a_scheduler_that_refuses_or_prints_garbage_is_quoted(
     assert len(folders(tmp_path / "run")) == int(kept), "only what may have been submitted leaves a trace"
 
 
+def test_a_controller_that_is_down_is_not_a_job_that_has_ended(fake: Path) -> None:
+    command(fake, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(ValueError, match="Unable to contact slurm controller") as caught:
+        scheduler("slurm").states(["5"])
+    assert "cluster.account" not in str(caught.value), "no advice for what nobody submits"
+    command(fake, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert scheduler("slurm").states(["5"])["5"].state == "unknown"
+    command(fake, "squeue", "echo '5|SUSPENDED|None|n[1-2]'")
+    assert scheduler("slurm").states(["5"])["5"].state == "running", "it has steps to save"
+
+
 def test_a_command_that_hangs_or_is_missing_is_told(fake: Path) -> None:
     command(fake, "squeue", "sleep 60")
     with pytest.raises(ValueError, match=r"squeue gave no answer in 0\.3 s: the scheduler may be down"):

@@ -202,6 +202,73 @@ def test_ranks_save_though_the_terminal_of_their_supervisor_is_gone(tmp_path: Pa
     assert "0 saving" in (tmp_path / "node.txt").read_text()
 
 
+def test_ranks_go_on_though_nobody_reads_what_they_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host whose ssh has gone silent: its terminal takes some kilobytes, and then no more."""
+
+    def main() -> int:
+        for _ in range(3000):
+            print("x" * 100)
+        return exit_codes.OK
+
+    monkeypatch.setattr("llmjp_train.launch.supervisor.PATIENCE", 1.0)
+    (tmp_path / "attempt").mkdir()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        supervisor = Supervisor(
+            tmp_path / "attempt", tmp_path / "node.txt", main, node=0, local=1, size=1, address="", port=1
+        )
+        os._exit(supervisor.run().code)
+    end = time.monotonic() + 20
+    while (done := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.05)
+    if done == (0, 0):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os.close(terminal)
+    assert done == (pid, 0)
+    assert (tmp_path / "node.txt").read_text().count("\n") == 3000
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "node.txt").symlink_to("/dev/full")
+
+    def main() -> int:
+        print("a line for which there is no room")
+        time.sleep(0.3)
+        return exit_codes.OK
+
+    assert supervised(tmp_path, main).codes == [exit_codes.OK] * 2
+
+
+def test_ranks_that_do_not_end_in_the_lead_time_after_sigterm_are_ended(tmp_path: Path) -> None:
+    """Plain hosts have no scheduler that would kill them."""
+
+    def main() -> int:
+        import faulthandler
+
+        faulthandler.enable()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits in a collective
+        (tmp_path / "attempt" / ASKED).write_text("TERM\n")
+        time.sleep(100)
+        return exit_codes.OK
+
+    result = supervised(tmp_path, main, lead=1)
+    assert (result.code, result.kind) == (exit_codes.FAILED, "hang")
+    assert result.reason == "the ranks had not ended 1 s after SIGTERM"
+
+
+def test_a_signal_for_a_rank_that_was_reaped_in_that_moment_is_lost(tmp_path: Path) -> None:
+    supervisor = Supervisor(
+        tmp_path, tmp_path / "node.txt", lambda: 0, node=0, local=1, size=1, address="", port=1
+    )
+    child = subprocess.Popen(["true"])
+    child.wait()
+    supervisor._pids[0] = child.pid  # as `_reap` has it before it notes the code
+    supervisor._forward(signal.SIGUSR1, None)
+
+
 def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; from llmjp_train.launch.supervisor import Supervisor\n"

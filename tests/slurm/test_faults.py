@@ -203,6 +203,8 @@ def test_a_controller_that_is_killed_costs_the_run_nothing(
         at = rows(run_dir)
         status = json.loads(slurm.run(*LLMJP, "status", run_dir, "--json"))[0]
         assert status["state"] == "running", "the run directory knows without the scheduler"
+        cancelled = slurm.run(*LLMJP, "cancel", run_dir, "--now", check=False)
+        assert "Unable to contact slurm controller" in cancelled, "and not: no job runs"
         slurm.wait(lambda: rows(run_dir) > at, 60, "steps without a controller")
     finally:
         slurm.daemon("start", "slurmctld")

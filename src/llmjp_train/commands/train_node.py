@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from llmjp_train.config.machine import ClusterConfig
     from llmjp_train.config.root import TrainConfig
     from llmjp_train.launch.judging import Needs
+    from llmjp_train.launch.supervisor import Result
 
 _BEFORE_FORK = (
     "llmjp_train.engine.deepspeed_setup",
@@ -34,25 +37,51 @@ _MEETING_SECONDS = 300.0
 
 
 def main() -> int:
-    """Entry point."""
-    # Until the ranks run there is nothing to save: a request to end ends this process.
+    """Entry point; 0 once the attempt's folder holds how this node ended, else the code of that.
+
+    The arbiter reads the folder, for launchers make different things of several nodes' codes: srun and ssh give the
+    highest, and Open MPI ends all for the first that is not 0, or is told not to and gives 0 whatever they were.
+    """
     folder = JobFolder(Path(sys.argv[1]).resolve())
     node, nodes = node_place()
-    from llmjp_train.launch.meeting import BadNodesError
+    attempt = folder.attempt(os.environ["LLMJP_ATTEMPT"])
+    result = _result(folder, attempt, node, nodes)
+    with suppress(OSError):  # a full disk
+        if not (attempt / f"node-{node:04d}.json").exists():  # which a supervisor has written
+            result.write(attempt, node)
+        return exit_codes.OK
+    return result.code
 
+
+def _result(folder: JobFolder, attempt: Path, node: int, nodes: int) -> "Result":
+    """How this node ended, whatever happened to it."""
+    from llmjp_train.launch.meeting import BadNodesError
+    from llmjp_train.launch.probe import node_name
+    from llmjp_train.launch.supervisor import Result, end_others
+
+    host = node_name()
     try:
-        return _supervise(folder, folder.read(), node, nodes)
+        attempt.mkdir(exist_ok=True)
+        return _supervise(folder, attempt, folder.read(), node, nodes)
     except BadNodesError as error:
         if node == 0:
-            _tell_bad(folder, error.bad)
-        return exit_codes.FAILED
+            return _bad(error.bad)
+        return Result(exit_codes.FAILED, str(error), "peer", host=host)
     except UserError as error:
         if node == 0:
             print(f"llmjp: {error}", file=sys.stderr, flush=True)
-        return exit_codes.BAD_INPUT
+        return Result(exit_codes.BAD_INPUT, str(error), host=host)
+    except SystemExit:  # until the ranks run there is nothing to save: a request to end ends this process
+        return Result(exit_codes.STOPPED, host=host)
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"node {node} could not start its ranks: {type(error).__name__}: {error}"
+        with suppress(OSError):
+            end_others(attempt, node, "crash", f"{reason} on {host}")  # which would wait for its ranks
+        return Result(exit_codes.FAILED, reason, "crash", host=host)
 
 
-def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
+def _supervise(folder: JobFolder, attempt: Path, job: Job, node: int, nodes: int) -> "Result":
     from llmjp_train.config.compose import load_config
     from llmjp_train.launch.heartbeat import HangWatch
     from llmjp_train.launch.meeting import hello, measured_hello, meet
@@ -63,8 +92,6 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
             f"the job has {job.nodes} nodes, but {nodes} processes were started: start one on each node"
         )
     config = load_config(folder.path / "config.yaml")
-    attempt = _attempt(folder)
-    attempt.mkdir(exist_ok=True)
     os.environ.update(host_variables(config.cluster, nodes))
     os.environ.update(flight_recorder(config.cluster, attempt))
     data = [source.path for source in config.data.sources.values() if source.path not in ("", "???")]
@@ -87,7 +114,7 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
             "warnings": list(meeting.warnings),
         }
     _import()
-    result = Supervisor(
+    return Supervisor(
         attempt,
         folder.path / f"node-{node:04d}.txt",
         lambda: _rank(config, job, told),
@@ -97,19 +124,14 @@ def _supervise(folder: JobFolder, job: Job, node: int, nodes: int) -> int:
         address=meeting.address,
         port=meeting.port,
         deadline=_deadline(job),
+        lead=job.lead,
         hang=HangWatch(folder.run_dir, least_seconds=config.cluster.hang_seconds).verdict
         if node == 0
         else None,
     ).run()
-    return result.code
 
 
-def _attempt(folder: JobFolder) -> Path:
-    """What all nodes leave of this attempt."""
-    return folder.attempt(os.environ["LLMJP_ATTEMPT"])
-
-
-def _tell_bad(folder: JobFolder, bad: dict[str, str]) -> None:
+def _bad(bad: dict[str, str]) -> "Result":
     """Say which nodes were found to be bad, to people and to the arbiter, which has them left out."""
     from llmjp_train.launch.supervisor import Result
 
@@ -117,7 +139,7 @@ def _tell_bad(folder: JobFolder, bad: dict[str, str]) -> None:
         print(f"llmjp: bad node {host}: {why}", file=sys.stderr, flush=True)
     host, why = next(iter(bad.items()))
     reason = why if len(bad) == 1 else f"{why} (and {len(bad) - 1} more bad nodes)"
-    Result(exit_codes.FAILED, reason, "bad_node", host=host, bad=bad).write(_attempt(folder), 0)
+    return Result(exit_codes.FAILED, reason, "bad_node", host=host, bad=bad)
 
 
 def needs(config: "TrainConfig", job: Job) -> "Needs":

@@ -1,8 +1,9 @@
 """Whether a job's ranks start, start again, or not any more; the one place that decides it.
 
-`python -m llmjp_train.launch.arbiter begin JOB` prints a name for the attempt that begins; exit code 3: there
-is nothing to do any more. `... end JOB CODE SIGNAL` says what an attempt's end meant: 10 start the ranks
-again, 11 queue the job again, else the job's exit code. SIGNAL: those that the job got, in order, e.g. "USR1 TERM".
+`python -m llmjp_train.launch.arbiter begin JOB SIGNALS` prints a name for the attempt that begins; exit code 3:
+there is nothing to do any more. `... end JOB CODE SIGNALS` says what an attempt's end meant: 10 start the ranks again,
+11 queue the job again, else the job's exit code. CODE is the launcher's, which counts for nodes that have not said how
+they ended. SIGNALS: those that the job's script got, in order, e.g. "USR1 TERM"; this process ignores them itself.
 `... excluded JOB` prints the nodes that a job which is queued again must leave out; `... hosts JOB` the plain hosts
 that it is to use now. Called by the job's script on its first node.
 """
@@ -47,7 +48,7 @@ class Verdict:
     reason: str
 
 
-def begin(folder: JobFolder) -> str:
+def begin(folder: JobFolder, signalled: str = "") -> str:
     """Why there is nothing to do; empty when the ranks may start. Waits for a dead writer to be seen as dead.
 
     Raises:
@@ -56,6 +57,10 @@ def begin(folder: JobFolder) -> str:
     job, run_dir = folder.read(), folder.run_dir
     if folder.cancelled:
         return "the job was cancelled"
+    if "TERM" in signalled.split():
+        return "the job was told to end (SIGTERM)"
+    if _asked_to_stop(folder, job):
+        return "a person asked the run to stop, and no rank lived to see it"
     for other in folders(run_dir):
         halted = next((row for row in reversed(other.history()) if row["kind"] == "end"), None)
         if halted and halted["action"] == "halt" and halted["time"] > job.submitted:
@@ -70,6 +75,17 @@ def begin(folder: JobFolder) -> str:
         return f"the budget of {job.budget_hours:g} device hours is used up ({used:.1f})"
     _wait_for_the_dead(run_dir)
     return ""
+
+
+def _asked_to_stop(folder: JobFolder, job: Job) -> bool:
+    """Whether RUN/stop, which a rank removes when it obeys, was asked of this job; an older one was of another."""
+    try:
+        asked = (folder.run_dir / "stop").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if any(row["kind"] == "begin" for row in folder.history()):  # the older one was removed then
+        return True
+    return not job.after_stop and asked > (folder.path / "job.json").stat().st_mtime
 
 
 def complete(folder: JobFolder, events: list[dict[str, Any]]) -> bool:
@@ -113,16 +129,29 @@ def _wait_for_the_dead(run_dir: Path) -> None:
 def end(folder: JobFolder, attempt: str, code: int, signalled: str) -> Verdict:
     """Judge the end of an attempt, write it down, and wait before a restart."""
     job, record = folder.read(), RunRecord(folder.run_dir)
-    evidence = _evidence(folder.attempt(attempt))
+    found = _results(folder.attempt(attempt))
+    evidence, code = {**_evidence(found), "launcher": code}, _code(job, found, code)
     verdict = _judge(folder, job, record, code, signalled, evidence)
     step = _last_step(record)
     folder.note(
         "end", attempt=attempt, code=code, signal=signalled, action=verdict.action, reason=verdict.reason,
         step=step, fault=evidence.get("kind") or "", saved=_saved(folder.run_dir),
     )  # fmt: skip
-    if verdict.code == AGAIN:
-        time.sleep(min(60, 2 ** _faults_in_a_row(folder)))
+    wait = min(60, 2 ** _faults_in_a_row(folder)) if verdict.code == AGAIN else 0
+    while wait > 0 and not folder.cancelled:
+        time.sleep(1)
+        wait -= 1
     return verdict
+
+
+def _code(job: Job, found: list[dict[str, Any]], launcher: int) -> int:
+    """What the nodes say, each for itself; the launcher's code speaks for those that say nothing."""
+    codes = [int(value["code"]) for value in found]
+    if job.bare:
+        return launcher
+    if len(codes) < job.nodes:  # and none of them ended well
+        codes.append(launcher or exit_codes.FAILED)
+    return exit_codes.worst(codes)
 
 
 def _judge(
@@ -137,16 +166,15 @@ def _judge(
         return _stopped(folder, job, events, wanted_gone=signalled.split() == ["TERM"])
     if code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
         faults = [str(event.get("message", "")) for event in events if event["kind"] == "fault"]
-        reason = (
-            "bad input: see the job's log" if code == exit_codes.BAD_INPUT else (faults or ["unhealthy"])[-1]
-        )
+        said = str(evidence.get("reason") or "see the job's log").splitlines()[0]
+        reason = f"bad input: {said}" if code == exit_codes.BAD_INPUT else (faults or ["unhealthy"])[-1]
         _incident(
             folder, record, "bad_input" if code == exit_codes.BAD_INPUT else "unhealthy", evidence, "halt"
         )
         return Verdict(code, "halt", reason)
     if folder.cancelled or "TERM" in signalled.split():
         return Verdict(exit_codes.FAILED, "cancelled", "ended by the scheduler before it could save")
-    return _fault(folder, job, record, code, evidence)
+    return _fault(folder, job, record, evidence)
 
 
 def _stopped(folder: JobFolder, job: Job, events: list[dict[str, Any]], *, wanted_gone: bool) -> Verdict:
@@ -160,9 +188,9 @@ def _stopped(folder: JobFolder, job: Job, events: list[dict[str, Any]], *, wante
     return Verdict(exit_codes.STOPPED, "next", reason)
 
 
-def _fault(folder: JobFolder, job: Job, record: RunRecord, code: int, evidence: dict[str, Any]) -> Verdict:
+def _fault(folder: JobFolder, job: Job, record: RunRecord, evidence: dict[str, Any]) -> Verdict:
     """Start again, unless that would only repeat it."""
-    what = evidence.get("reason") or f"the launcher ended with exit code {code}"
+    what = evidence.get("reason") or f"the launcher ended with exit code {evidence['launcher']}"
     before = [row for row in _ends(folder.run_dir) if row.get("fault") or row["action"] == "restart"]
     step, saved = _last_step(record), _saved(folder.run_dir)
     same = [
@@ -239,14 +267,19 @@ def _incident(folder: JobFolder, record: RunRecord, kind: str, evidence: dict[st
     )  # fmt: skip
 
 
-def _evidence(attempt: Path) -> dict[str, Any]:
-    """What the node says that was first: one lost, one whose rank a signal killed, any with a fault of its own."""
+def _results(attempt: Path) -> list[dict[str, Any]]:
+    """How the nodes ended, by their own words."""
     found = []
     for path in sorted(attempt.glob("node-*.json")):
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError:
             continue
+    return found
+
+
+def _evidence(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the node says that was first: one lost, one whose rank a signal killed, any with a fault of its own."""
     own = [value for value in found if value.get("kind") not in ("", "peer", None)]
     own.sort(key=lambda value: (value["kind"] != "node_lost", "was killed by" not in value["reason"]))
     chosen: dict[str, Any] = own[0] if own else (found[0] if found else {})
@@ -288,13 +321,12 @@ def main() -> int:
     folder = JobFolder(Path(words[1]))
     try:
         if words[0] == "begin":
-            return _begin(folder)
+            return _begin(folder, words[2] if len(words) > 2 else "")
         if words[0] == "excluded":
             print(",".join(_excluded(folder)))
             return exit_codes.OK
         if words[0] == "hosts":
-            print(*_hosts(folder)[: folder.read().nodes], sep="\n")
-            return exit_codes.OK
+            return _print_hosts(folder)
         verdict = end(
             folder, os.environ.get("LLMJP_ATTEMPT", ""), int(words[2]), words[3] if len(words) > 3 else ""
         )
@@ -305,8 +337,24 @@ def main() -> int:
     return verdict.code
 
 
-def _begin(folder: JobFolder) -> int:
-    why = begin(folder)
+def _print_hosts(folder: JobFolder) -> int:
+    hosts, nodes = _hosts(folder), folder.read().nodes
+    if len(hosts) < nodes:
+        raise UserError(
+            f"cluster.hosts has {len(hosts)} hosts that are not left out, the job needs {nodes}: "
+            f"'llmjp status {folder.run_dir}' says which are, and 'llmjp resume {folder.run_dir} --include HOST' takes "
+            "one back"
+        )
+    print(*hosts[:nodes], sep="\n")
+    return exit_codes.OK
+
+
+def _begin(folder: JobFolder, signalled: str) -> int:
+    try:
+        why = begin(folder, signalled)
+    except UserError as error:
+        folder.note("skip", reason=str(error))
+        raise
     if why:
         print(f"job {folder.path.name}: nothing to do: {why}", file=sys.stderr, flush=True)
         folder.note("skip", reason=why)
@@ -315,7 +363,8 @@ def _begin(folder: JobFolder) -> int:
         (folder.run_dir / name).unlink(missing_ok=True)
     number = sum(row["kind"] == "begin" for row in folder.history()) + 1
     attempt = f"{number:03d}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    folder.note("begin", attempt=attempt, host=socket.gethostname())
+    began = float(os.environ.get("LLMJP_BEGAN") or time.time())
+    folder.note("begin", attempt=attempt, host=socket.gethostname(), job_began=began)
     print(attempt)
     return exit_codes.OK
 

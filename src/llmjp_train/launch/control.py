@@ -72,8 +72,14 @@ def cancel(run_dir: Path, *, gently: bool, say: Callable[[str], None]) -> None:
         while _running(run_dir) and time.monotonic() < end:
             time.sleep(0.5)
     for folder in _running(run_dir):
-        scheduler(folder.read().scheduler).cancel([folder.scheduler_id])
-        say(f"cancelled running job {folder.scheduler_id}")
+        job = folder.read()
+        scheduler(job.scheduler).cancel([folder.scheduler_id])
+        # No scheduler kills what does not end: the supervisors do, and asking them twice changes nothing.
+        left = f": its ranks save if they can, and are killed {job.lead} s from the first time"
+        say(
+            f"cancelled running job {folder.scheduler_id}"
+            + (left if job.scheduler in ("local", "hosts") else "")
+        )
     (run_dir / "stop").unlink(missing_ok=True)
 
 

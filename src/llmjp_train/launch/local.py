@@ -86,7 +86,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
         codes = [process.poll() for process in ranks]
         bad = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0, exit_codes.STOPPED)]
         if all(code is not None for code in codes):
-            return _worst([code for code in codes if code is not None])
+            return exit_codes.worst(code for code in codes if code is not None)
         if bad and not reported:
             rank, code = bad[0]
             print(f"rank {rank} ended with {_said(code)}; ending the others", file=sys.stderr, flush=True)
@@ -104,17 +104,6 @@ def _wait(ranks: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
 
 def _said(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def _worst(codes: list[int]) -> int:
-    """The code that says most: bad input, then a failed check, an interrupt, any failure, a stop."""
-    for code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY, exit_codes.INTERRUPTED):
-        if code in codes:
-            return code
-    failures = [code for code in codes if code not in (exit_codes.OK, exit_codes.STOPPED)]
-    if failures:
-        return exit_codes.FAILED
-    return exit_codes.STOPPED if exit_codes.STOPPED in codes else exit_codes.OK
 
 
 def take_place() -> None:

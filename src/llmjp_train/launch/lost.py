@@ -11,7 +11,7 @@ from typing import Any
 
 from llmjp_train import exit_codes
 from llmjp_train.launch.job import JobFolder
-from llmjp_train.launch.supervisor import FAILED, Result
+from llmjp_train.launch.supervisor import Result, end_others
 
 SSH = 255
 """ssh's own exit code: it reached nobody, or the line broke."""
@@ -28,13 +28,14 @@ def lost(attempt: Path, node: int, host: str, code: int) -> str:
     came = hello.exists()
     if code in (exit_codes.OK, exit_codes.STOPPED) or (attempt / f"node-{node:04d}.json").exists():
         return ""
-    if came and code != SSH:
-        return ""  # it refused to start, and said why
-    why = "ssh lost it" if came else "ssh could not start it" if code == SSH else "it ended before it came"
+    if code == SSH:
+        why = "ssh lost it" if came else "ssh could not start it"
+    else:
+        why = "it ended without a word" if came else "it ended before it came"
     why = f"{why} (code {code}): see the job's log"
     if came and (node or answer.exists()):
-        _put(attempt / FAILED, {"kind": "node_lost", "reason": f"{host}: {why}"})
-        Result(exit_codes.FAILED, why, "node_lost", host=host).write(attempt, node)
+        Result(exit_codes.FAILED, why, "node_lost", host=host).write(attempt, node, by="-lost")
+        end_others(attempt, node, "node_lost", f"{host}: {why}")
         return why
     if not came:
         _put(hello, {"host": host, "error": why})

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,8 +58,19 @@ def scheduler(name: str) -> SchedulerApi:
     return Processes()
 
 
-def call(words: Sequence[str], *, seconds: float = SECONDS, allow: tuple[int, ...] = (0,)) -> str:
+def call(
+    words: Sequence[str],
+    *,
+    seconds: float = SECONDS,
+    allow: tuple[int, ...] = (0,),
+    gone: str = "",
+    advice: str = "",
+) -> str:
     """Standard output of a scheduler's command.
+
+    Args:
+        gone: what it says where it refuses because it has forgotten the job; then nothing is returned.
+        advice: what a person may do about a refusal.
 
     Raises:
         UserError: it is not there, takes too long, or fails; with what it said.
@@ -81,10 +93,12 @@ def call(words: Sequence[str], *, seconds: float = SECONDS, allow: tuple[int, ..
             f"{words[0]} gave no answer in {seconds:g} s: the scheduler may be down; try again later"
         ) from None
     if done.returncode not in allow:
+        if gone and gone in done.stderr:
+            return ""
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
         raise UserError(
-            f"{words[0]} refused with code {done.returncode}: {' / '.join(said[:5])}\n"
-            "correct cluster.account, cluster.partition, cluster.options, nodes or the time limit, whichever it means"
+            f"{words[0]} refused with code {done.returncode}: {' / '.join(said[:5])}"
+            + (f"\n{advice}" if advice else "")
         )
     return done.stdout
 
@@ -95,7 +109,8 @@ def submit(api: SchedulerApi, words: Sequence[str]) -> str:
     Raises:
         UserError: as `call`, or no id could be found in what it printed.
     """
-    output = call(words)
+    advice = "correct cluster.account, cluster.partition, cluster.options, nodes or the time limit, whichever it means"
+    output = call(words, advice=advice)
     found = api.parse_id(output)
     if not found:
         raise UserError(
@@ -103,6 +118,10 @@ def submit(api: SchedulerApi, words: Sequence[str]) -> str:
             "known; look at the queue"
         )
     return found
+
+
+_FORGOTTEN = "Invalid job id"
+"""Slurm's word for a job that it has forgotten; a controller that is down is another error."""
 
 
 class Slurm:
@@ -123,7 +142,8 @@ class Slurm:
         """From squeue, which knows a job until a while after its end."""
         found = {one: JobState("unknown") for one in ids}
         for one in ids:  # an id that it has forgotten is an error of the whole command
-            output = call(["squeue", "-h", "-r", "-t", "all", "-j", one, "-o", "%i|%T|%r|%N"], allow=(0, 1))
+            words = ["squeue", "-h", "-r", "-t", "all", "-j", one, "-o", "%i|%T|%r|%N"]
+            output = call(words, gone=_FORGOTTEN)
             for line in output.splitlines():
                 parts = line.strip().split("|")
                 if len(parts) == 4 and parts[0] == one:
@@ -133,7 +153,7 @@ class Slurm:
     def cancel(self, ids: Sequence[str]) -> None:
         """scancel."""
         if ids:
-            call(["scancel", *ids])
+            call(["scancel", *ids], gone=_FORGOTTEN)
 
     def exclude(self, identity: str, hosts: Sequence[str]) -> None:
         """scontrol update, which takes it of a pending job alone."""
@@ -141,9 +161,9 @@ class Slurm:
 
 
 def _slurm_state(state: str, reason: str, nodes: str) -> tuple[str, str]:
-    if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED", "CONFIGURING"):
+    if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"):
         return "pending", reason if reason not in ("None", "") else state
-    if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"):
+    if state in ("RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"):
         return "running", nodes
     return "ended", state
 
@@ -248,8 +268,9 @@ class Processes:
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM to the script's process group, which ends its launcher and with it the ranks."""
         for one in ids:
-            if alive(one):
-                os.killpg(int(one.split("-")[0]), signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it ended in this moment
+                if alive(one):
+                    os.killpg(int(one.split("-")[0]), signal.SIGTERM)
 
     def exclude(self, identity: str, hosts: Sequence[str]) -> None:
         """The script names its hosts."""

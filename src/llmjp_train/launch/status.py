@@ -1,7 +1,7 @@
 """One table of runs and their jobs: what the scheduler says, and what the run directory says."""
 
+import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ def status(run_dir: Path) -> Status:
     record = open_run(run_dir)
     found = summary(record)
     state, why = _state(found, jobs)
+    if state in ("failed", "new") and (verdict := _verdict(run_dir)):
+        why = f"{why}; {verdict}"
     incidents = [event for event in record.read_events() if is_incident(event)]
     pace = _pace(found)
     left = None if pace is None or found.total_steps is None else pace * (found.total_steps - found.step)
@@ -63,7 +65,7 @@ def status(run_dir: Path) -> Status:
         tokens_per_s=found.tokens_per_s,
         mfu=found.mfu,
         seconds_left=left if state != "ended" else 0.0,
-        job_seconds_left=_job_left(run_dir),
+        job_seconds_left=_job_left(run_dir, jobs),
         next_save_step=_next_save(run_dir, found),
         last_incident=_incident(incidents[-1]) if incidents else "",
         jobs=jobs,
@@ -95,9 +97,12 @@ def _asked(job: Job, identity: str) -> JobState:
 
 def _unstarted(run_dir: Path, jobs: list[dict[str, Any]]) -> Status:
     state = "queued" if any(job["state"] == "pending" for job in jobs) else "starting" if jobs else "failed"
-    why = jobs[0]["detail"] if jobs else f"no job of it took a step: see {run_dir}/jobs/*/log.txt"
+    verdict = _verdict(run_dir)
+    why = jobs[0]["detail"] if jobs else "; ".join(filter(None, ("no job of it took a step", verdict)))
+    if not jobs:
+        why += f": see 'llmjp logs {run_dir}'"
     return Status(
-        str(run_dir), state, why, 0, None, None, None, None, None, _job_left(run_dir), None, "", jobs,
+        str(run_dir), state, why, 0, None, None, None, None, None, _job_left(run_dir, jobs), None, "", jobs,
         left_out(run_dir),
     )  # fmt: skip
 
@@ -120,16 +125,34 @@ def _pace(found: Summary) -> float | None:
     return found.derived.tokens_per_step / found.tokens_per_s
 
 
-def _job_left(run_dir: Path) -> float | None:
+def _verdict(run_dir: Path) -> str:
+    """What became of the newest job that began, in the words of its log."""
+    rows = [(folder, row) for folder in folders(run_dir) for row in folder.history()[-1:]]
+    if not rows or rows[-1][1]["kind"] == "begin":
+        return ""
+    folder, row = rows[-1]
+    return f"job {folder.path.name}: {row.get('action') or 'nothing to do'}: {row['reason']}"
+
+
+def _job_left(run_dir: Path, jobs: list[dict[str, Any]]) -> float | None:
+    """Of a job that runs; one that queued itself again has its time anew."""
+    running = [job["folder"] for job in jobs if job["state"] == "running"]
     for folder in reversed(folders(run_dir)):
         rows = folder.history()
-        if rows and rows[-1]["kind"] == "begin":
+        if rows and rows[-1]["kind"] == "begin" and folder.path.name in running:
             minutes = folder.read().minutes
-            began = next(row["time"] for row in rows if row["kind"] == "begin")
-            if minutes is not None:
-                used = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
-                return max(0.0, 60 * minutes - used)
+            if minutes is not None and "job_began" in rows[-1]:
+                return max(0.0, float(rows[-1]["job_began"]) + 60 * minutes - time.time())
     return None
+
+
+def lives(folder: JobFolder) -> bool:
+    """Whether its scheduler still has a job, as far as it answers."""
+    if not folder.scheduler_id:
+        return False
+    state = _asked(folder.read(), folder.scheduler_id)
+    unanswered = state.state == "unknown" and bool(state.detail)
+    return state.state in ("pending", "running") or unanswered
 
 
 def _next_save(run_dir: Path, found: Summary) -> int | None:

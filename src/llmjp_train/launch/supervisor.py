@@ -4,15 +4,18 @@ Imports are paid once a node, not once a rank; a rank dies with its supervisor (
 together: when one dies, or the nodes of the others say that theirs did.
 """
 
+import errno
 import json
 import os
 import re
+import select
 import selectors
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +24,14 @@ from typing import IO, TextIO
 
 from llmjp_train import exit_codes
 from llmjp_train.launch.local import die_with
-from llmjp_train.parallel.world import rank_environment
+from llmjp_train.parallel.world import become_rank
 
 FAILED = "failed"
 """File in an attempt's folder: a node's ranks have failed, so that the others' must end."""
 ASKED = "asked"
 """File in an attempt's folder that names a signal, where the job's script cannot send it to the nodes."""
+PATIENCE = 10.0
+"""Seconds that a reader of what rank 0 prints may take before it is given up."""
 _EXCEPTION = re.compile(rb"[\w.]*(Error|Exception)(: |\s*\Z)")
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -40,7 +45,7 @@ class Result:
     reason: str = ""
     """What ended it, in words; empty after an orderly end."""
     kind: str = ""
-    """rank_died, out_of_memory, hang, peer, bad_node, node_lost, or empty."""
+    """rank_died, out_of_memory, hang, crash, peer, bad_node, node_lost, or empty."""
     rank: int | None = None
     """The rank that was first."""
     host: str = ""
@@ -49,10 +54,21 @@ class Result:
     bad: dict[str, str] = field(default_factory=dict)
     """Nodes that the first one found to be bad before anything was started, and why."""
 
-    def write(self, attempt: Path, node: int) -> None:
-        """Leave it in the attempt's folder for the arbiter."""
+    def write(self, attempt: Path, node: int, *, by: str = "") -> None:
+        """Leave it in the attempt's folder for the arbiter.
+
+        Args:
+            by: who says it in the node's place, which may still live and say something itself.
+        """
         text = json.dumps(asdict(self), ensure_ascii=False)
-        (attempt / f"node-{node:04d}.json").write_text(text, encoding="utf-8")
+        (attempt / f"node-{node:04d}{by}.json").write_text(text, encoding="utf-8")
+
+
+def end_others(attempt: Path, node: int, kind: str, reason: str) -> None:
+    """Tell the supervisors of an attempt that ``node`` has failed, so that their ranks end too."""
+    part = attempt / f"{FAILED}.{node}"
+    part.write_text(json.dumps({"kind": kind, "reason": reason}, ensure_ascii=False), encoding="utf-8")
+    part.replace(attempt / FAILED)
 
 
 class Supervisor:
@@ -70,6 +86,7 @@ class Supervisor:
         address: str,
         port: int,
         deadline: float | None = None,
+        lead: float = 300,
         grace_seconds: float = 10,
         hang: Callable[[], str] | None = None,
     ) -> None:
@@ -80,13 +97,14 @@ class Supervisor:
             main: what a rank does; its exit code.
             local: ranks of this node; its first is ``node * local``.
             deadline: Unix time at which the ranks are told to save and end, as the scheduler's signal would.
+            lead: seconds that the ranks may take to save and end after a SIGTERM.
             grace_seconds: how long the others may take to end after one died.
             hang: called about once a second; says why the ranks are taken to hang, or nothing.
         """
         self.folder, self.main = folder, main
         self.node, self.local, self.size = node, local, size
         self.address, self.port = address, port
-        self.deadline, self.grace = deadline, grace_seconds
+        self.deadline, self.lead, self.grace = deadline, lead, grace_seconds
         self._hang = hang
         self._output: IO[bytes] = output.open("ab", buffering=0)
         self._pids: dict[int, int] = {}
@@ -96,6 +114,7 @@ class Supervisor:
         """The last line of a rank that names an exception."""
         self._selector = selectors.DefaultSelector()
         self._failed_at = 0.0
+        self._gone_by = float("inf")
         self._asked = ""
         self.result = Result(0, host=os.uname().nodename)
 
@@ -106,14 +125,15 @@ class Supervisor:
             for local_rank in range(self.local):
                 self._fork(local_rank)
             self._watch()
+            self._kill_all()
+            self.result.codes = [self._codes.get(rank, -signal.SIGKILL) for rank in range(self.local)]
+            self.result.code = _worst(self.result)
+            self.result.write(self.folder, self.node)
         finally:
             self._kill_all()
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._output.close()
-        self.result.codes = [self._codes.get(rank, -signal.SIGKILL) for rank in range(self.local)]
-        self.result.code = _worst(self.result)
-        self.result.write(self.folder, self.node)
         return self.result
 
     def _fork(self, local_rank: int) -> None:
@@ -147,7 +167,7 @@ class Supervisor:
             sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
             rank = self.node * self.local + local_rank
-            os.environ.update(rank_environment(rank, self.size, local_rank, self.address, self.port))
+            become_rank(rank, self.size, local_rank, self.address, self.port)
             code = self.main()
         except BaseException:
             traceback.print_exc()
@@ -160,13 +180,21 @@ class Supervisor:
         """Every request to end is one to save and end; SIGHUP is a lost connection to the first node."""
         if number == signal.SIGHUP:
             _nobody_listens()
-        said = signal.SIGTERM if number == signal.SIGHUP else number
-        self._signal_ranks(signal.SIGUSR1 if said == signal.SIGUSR2 else said)
+        self._ask(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
+
+    def _ask(self, number: signal.Signals) -> None:
+        """Have the ranks save and end; after a SIGTERM in the lead time, since no scheduler may come to kill them."""
+        if number == signal.SIGTERM:
+            self._gone_by = min(self._gone_by, time.monotonic() + self.lead)
+        self._signal_ranks(signal.SIGUSR1 if number == signal.SIGUSR2 else number)
 
     def _signal_ranks(self, number: int) -> None:
         for local_rank, pid in self._pids.items():
             if local_rank not in self._codes:
-                os.kill(pid, number)
+                with suppress(
+                    ProcessLookupError
+                ):  # reaped in this moment, where a handler interrupts `_reap`
+                    os.kill(pid, number)
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -187,14 +215,16 @@ class Supervisor:
         asked = self.folder / ASKED
         if not self._asked and asked.exists() and (word := asked.read_text(encoding="utf-8").strip()):
             self._asked = word
-            self._signal_ranks(signal.Signals[f"SIG{word}"])
+            self._ask(signal.Signals[f"SIG{word}"])
         if not self._failed_at and (self.folder / FAILED).exists():
             said = json.loads((self.folder / FAILED).read_text(encoding="utf-8"))
             if said["kind"] == "hang":  # who waits for whom is seen on all nodes together
                 self._signal_ranks(signal.SIGABRT)
             self._fail("peer", f"another node's ranks ended: {said['reason']}", None)
-        if not self._failed_at and self._hang is not None:
-            why = self._hang()
+        if not self._failed_at:
+            why = self._hang() if self._hang is not None else ""
+            if not why and time.monotonic() > self._gone_by:
+                why = f"the ranks had not ended {self.lead:g} s after SIGTERM"
             if why:
                 self._signal_ranks(signal.SIGABRT)  # faulthandler prints the stacks of each rank's threads
                 self._fail("hang", why, None)
@@ -224,10 +254,8 @@ class Supervisor:
         self.result.kind, self.result.reason, self.result.rank = kind, reason, rank
         _tell(f"node {self.node} ({self.result.host}): {reason}; ending the others\n".encode(), sys.stderr)
         if kind != "peer":
-            part = self.folder / f"{FAILED}.{self.node}"
-            said = {"kind": kind, "reason": f"{reason} on {self.result.host}"}
-            part.write_text(json.dumps(said), encoding="utf-8")
-            part.replace(self.folder / FAILED)
+            with suppress(OSError):  # a full disk: the others find their connections closed
+                end_others(self.folder, self.node, kind, f"{reason} on {self.result.host}")
         # A rank that failed by itself leaves the others waiting for it in a collective: they cannot save.
         self._signal_ranks(signal.SIGTERM)
 
@@ -258,7 +286,8 @@ class Supervisor:
             return
         rank = self.node * self.local + local_rank
         stamp = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {rank} ".encode()
-        self._output.write(b"".join(stamp + line + b"\n" for line in lines))
+        with suppress(OSError):  # a disk that is full for a while is to cost lines, and not the run
+            self._output.write(b"".join(stamp + line + b"\n" for line in lines))
         for line in lines:
             if _EXCEPTION.match(line):
                 self._errors[local_rank] = line.decode(errors="replace")[:300]
@@ -267,12 +296,23 @@ class Supervisor:
 
 
 def _tell(data: bytes, stream: TextIO) -> None:
-    """Print for who started this node; ranks that are saving must not die because nobody reads that any more."""
+    """Print for who started this node; ranks must neither die nor wait because nobody reads that any more.
+
+    An ssh whose network is gone leaves a terminal that takes some kilobytes, and then blocks who writes to it.
+    """
+    end, rest = time.monotonic() + PATIENCE, memoryview(data)
     try:
-        stream.buffer.write(data)
-        stream.flush()
-    except OSError:
-        _nobody_listens()
+        os.set_blocking(stream.fileno(), False)
+        while rest:
+            with suppress(BlockingIOError):
+                rest = rest[os.write(stream.fileno(), rest) :]
+                continue
+            if not select.select([], [stream], [], max(0.0, end - time.monotonic()))[1]:
+                _nobody_listens()
+                return
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            _nobody_listens()
 
 
 def _nobody_listens() -> None:
@@ -291,10 +331,5 @@ def _said(rank: int, code: int) -> str:
 
 def _worst(result: Result) -> int:
     """The code that says most: a rank's own before that of those that were ended for it."""
-    codes = result.codes
-    for code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
-        if code in codes:
-            return code
-    if result.kind or any(code not in (exit_codes.OK, exit_codes.STOPPED) for code in codes):
-        return exit_codes.FAILED
-    return exit_codes.STOPPED if exit_codes.STOPPED in codes else exit_codes.OK
+    code = exit_codes.worst(result.codes)
+    return exit_codes.FAILED if result.kind and code in (exit_codes.OK, exit_codes.STOPPED) else code

@@ -102,3 +102,10 @@ def rank_environment(rank: int, size: int, local_rank: int, address: str, port: 
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
+
+
+def become_rank(rank: int, size: int, local_rank: int, address: str, port: int) -> None:
+    """Make this process a rank, whatever started its node: DeepSpeed refuses a local rank beside mpirun's."""
+    for name in _LAUNCHERS["mpirun"]:
+        os.environ.pop(name, None)
+    os.environ.update(rank_environment(rank, size, local_rank, address, port))

@@ -26,13 +26,14 @@ launch() {
     # The file names a host once for each of its mpiprocs.
     sort -u "$PBS_NODEFILE" >"$job/hosts-$LLMJP_ATTEMPT"
     exec mpirun -np 2 --npernode 1 --hostfile "$job/hosts-$LLMJP_ATTEMPT" \
-        -bind-to none -mca orte_abort_on_non_zero_status 0 \
+        -bind-to none \
         -x PATH -x LD_LIBRARY_PATH -x PYTHONPATH -x LLMJP_ATTEMPT -x LLMJP_BEGAN \
         "${python[@]}" -m llmjp_train.commands.train_node "$job"
 }
 
 
-arbiter() { "${python[@]}" -m llmjp_train.launch.arbiter "$@"; }
+# It hears of signals from this shell: one must not end it before it has judged and written down.
+arbiter() { (trap '' TERM USR1 USR2; exec "${python[@]}" -m llmjp_train.launch.arbiter "$@"); }
 
 # Signals reach this shell too: pass them on, and start nothing new after one.
 child=""
@@ -47,17 +48,16 @@ trap 'forward USR1' USR1 USR2
 while true; do
     # A name for this attempt that all nodes share; 3: there is nothing to do any more.
     code=0
-    LLMJP_ATTEMPT="$(arbiter begin "$job")" || code=$?
+    LLMJP_ATTEMPT="$(arbiter begin "$job" "$asked")" || code=$?
     if [ "$code" -eq 3 ]; then exit 0; fi
     if [ "$code" -ne 0 ]; then exit "$code"; fi
     export LLMJP_ATTEMPT
     launch &
     child=$!
-    while true; do
-        code=0
-        wait "$child" || code=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
+    # A signal ends a wait with its own number, also where the child ends in that moment.
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+    code=0
+    wait "$child" || code=$?
     child=""
     # What it meant. 10: start the ranks again; 11: queue this job again; else the job's own code.
     verdict=0
