@@ -191,9 +191,8 @@ class Supervisor:
     def _signal_ranks(self, number: int) -> None:
         for local_rank, pid in self._pids.items():
             if local_rank not in self._codes:
-                with suppress(
-                    ProcessLookupError
-                ):  # reaped in this moment, where a handler interrupts `_reap`
+                # One may have been reaped in this moment, where a handler interrupts `_reap`.
+                with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def _watch(self) -> None:
@@ -302,14 +301,12 @@ def _tell(data: bytes, stream: TextIO) -> None:
     """
     end, rest = time.monotonic() + PATIENCE, memoryview(data)
     try:
-        os.set_blocking(stream.fileno(), False)
         while rest:
-            with suppress(BlockingIOError):
-                rest = rest[os.write(stream.fileno(), rest) :]
-                continue
             if not select.select([], [stream], [], max(0.0, end - time.monotonic()))[1]:
                 _nobody_listens()
                 return
+            # What a pipe that is ready takes without waiting; O_NONBLOCK would stay on a terminal that others use.
+            rest = rest[os.write(stream.fileno(), rest[: select.PIPE_BUF]) :]
     except OSError as error:
         if error.errno != errno.ENOSPC:
             _nobody_listens()
