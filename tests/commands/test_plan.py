@@ -53,6 +53,24 @@ def test_the_175b_on_392_devices_is_planned_in_seconds_without_torch() -> None:
         assert words in found.stdout
 
 
+def test_on_a_cluster_that_closed_the_plan_shows_its_successor_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "experiment=llm-jp-175b-abci"]) == exit_codes.OK
+    told = capsys.readouterr().out
+    assert "abci-2 has closed; on 49 nodes of abci-3 (cluster=abci-3 nodes=49 parallel=auto)" in told
+    assert (
+        main(["plan", "experiment=llm-jp-175b-abci", "cluster=abci-3", "nodes=49", "parallel=auto"])
+        == exit_codes.OK
+    )
+    alone = capsys.readouterr().out
+    layout = next(line for line in alone.splitlines() if line.startswith("  layout"))
+    assert layout.partition("layout")[2].partition(";")[0].strip() in told
+    assert "has closed" not in alone
+    assert main(["plan", "experiment=llm-jp-175b-abci", "--json"]) == exit_codes.OK
+    assert json.loads(capsys.readouterr().out)["successor"]["nodes"] == 49
+
+
 def test_json_holds_every_stage_and_its_terms_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, BIG)
     assert len(found["ranks"]) == 49

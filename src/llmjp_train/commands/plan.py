@@ -1,7 +1,7 @@
 """`llmjp plan`: whether a run fits, how long it takes and what it costs, before anyone pays for it.
 
   llmjp plan experiment=llm-jp-175b-abci
-  llmjp plan experiment=llm-jp-175b-abci cluster=abci-3 parallel=auto
+  llmjp plan experiment=llm-jp-175b-abci cluster=abci-3 nodes=49 parallel=auto
   llmjp plan --search experiment=llm-jp-3-13b nodes=16
   llmjp plan --calibrate runs/mine experiment=llm-jp-3-13b
 
@@ -11,6 +11,7 @@ nodes=N is short for cluster.nodes=N with parallel.data to match. Exit code 2: i
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compose, plan, print."""
     from llmjp_train.plan.account import account, refusal
-    from llmjp_train.plan.text import lines
+    from llmjp_train.plan.text import lines, successor_lines
 
     if args.write and not args.search:
         raise UserError("--write has no effect without --search")
@@ -49,10 +50,14 @@ def run(args: argparse.Namespace) -> int:
     if args.search:
         return _search(config, constants, args)
     plan = account(config, constants)
+    today = _today(config, constants, args)
     if args.json:
-        print(json.dumps(plan.to_dict(), ensure_ascii=False, indent=1))
+        more = {} if today is None else {"successor": account(today, constants).to_dict()}
+        print(json.dumps(plan.to_dict() | more, ensure_ascii=False, indent=1))
     else:
         print("\n".join(lines(plan, explain=args.explain)))
+        if today is not None:
+            print("\n".join(successor_lines(plan, account(today, constants))))
     if args.picture:
         _picture(plan, args.picture)
     refused = refusal(plan.name, plan.job, plan.memory)
@@ -97,6 +102,27 @@ def _planned(args: argparse.Namespace) -> "tuple[TrainConfig, Constants]":
     if wrong:
         raise ConfigError(wrong)
     return config, constants
+
+
+def _today(config: "TrainConfig", constants: "Constants", args: argparse.Namespace) -> "TrainConfig | None":
+    """On a cluster that has closed: the same run, on as many devices of its successor, in the best layout there."""
+    from llmjp_train.config.compose import compose
+    from llmjp_train.plan.auto import with_auto
+    from llmjp_train.plan.job import job_from
+
+    if config.cluster.successor is None:
+        return None
+    here = ("cluster", "parallel", "nodes=")
+    words = [word for word in args.overrides if not word.lstrip("+~").startswith(here)]
+    words += [f"cluster={config.cluster.successor}", "parallel=auto"]
+    found: TrainConfig = compose("train", words, args.config_dir, partial=True)
+    nodes = -(-job_from(config).ranks // (found.cluster.devices_per_node or 1))
+    try:
+        return with_auto(replace(found, cluster=replace(found.cluster, nodes=nodes)), constants)
+    except (
+        UserError
+    ):  # what was asked for is planned; that there is no place for it elsewhere is no error of it
+        return None
 
 
 def _search(config: "TrainConfig", constants: "Constants", args: argparse.Namespace) -> int:

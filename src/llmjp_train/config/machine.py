@@ -90,6 +90,8 @@ class ClusterConfig:
 
     name: str = "local"
     """Name of the cluster's file in the cluster group."""
+    successor: str | None = None
+    """Cluster file of what took this one's place when it closed; ``llmjp plan`` then shows the run there as well."""
     scheduler: Scheduler = Scheduler.local
     """Scheduler that starts the processes."""
     device: Device = Device.cpu

@@ -31,6 +31,19 @@ def lines(plan: Account, *, explain: bool = False) -> list[str]:
     return found
 
 
+def successor_lines(plan: Account, today: Account) -> list[str]:
+    """What the run would be on the cluster that took the place of the plan's."""
+    job = today.job
+    step, days, hours, free = _figures(today)
+    return [
+        f"{plan.job.cluster.name} has closed; on {job.nodes} nodes of {job.cluster.name} (cluster={job.cluster.name} "
+        f"nodes={job.nodes} parallel=auto)",
+        _row("layout", [job.layout()]),
+        _row("step, s; days; GPU hours", [f"{step}; {days}; {hours}"]),
+        _row("GiB to spare", [free]),
+    ]
+
+
 def _memory(plan: Account, explain: bool) -> list[str]:
     worst = plan.memory.worst
     device = plan.memory.device_bytes
