@@ -119,7 +119,7 @@ KINDS: dict[str, dict[str, str]] = {
     "en": {
         "killed": "ended without a word", "rank_died": "a rank died",
         "out_of_memory": "out of memory", "bad_node": "bad node", "straggler": "slow rank",
-        "peer": "ended with another rank",
+        "peer": "ended with another rank", "node_lost": "a node was lost", "unhealthy": "stopped by a check",
         "bad_input": "bad input", "incident": "supervisor's report", "stop": "stop", "tracker_failed": "tracker failed",
     },
     "ja": {
@@ -128,6 +128,7 @@ KINDS: dict[str, dict[str, str]] = {
         "rank_died": "プロセスの異常終了",
         "out_of_memory": "メモリー不足", "bad_node": "不良ノード", "preflight": "事前検査",
         "hang": "ハング", "peer": "他のランクに伴う終了", "crash": "異常終了",
+        "node_lost": "ノードの喪失",
         "bad_input": "入力の誤り", "unhealthy": "検査による停止",
     },
 }  # fmt: skip
