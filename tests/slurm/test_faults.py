@@ -178,8 +178,10 @@ def test_a_node_that_runs_other_code_is_named_and_nothing_starts(
     assert slurm.wait_job(second.scheduler_id, seconds=150) == "COMPLETED"
     assert slurm.job(first.scheduler_id)["ExitCode"] == "2:0"
     log = first.log.read_text()
-    assert log.count("nodes differ from node 0 (127.0.0.1), so nothing was started:") == 1
+    assert log.count("nodes differ from node 0 (127.0.0.1), so nothing was started:\n") == 1
     assert f"  node 1 (127.0.0.2): code (it runs {old})\n" in log
+    halt = "halt: bad input: nodes differ from node 0 (127.0.0.1), so nothing was started: node 1 (127.0.0.2): code"
+    assert f"{halt} (it runs {old})" in log
     assert "Traceback" not in log
     ends = [row for row in first.history() if row["kind"] == "end"]
     assert [(row["action"], row["code"]) for row in ends] == [("halt", 2)]

@@ -166,7 +166,7 @@ def _judge(
         return _stopped(folder, job, events, wanted_gone=signalled.split() == ["TERM"])
     if code in (exit_codes.BAD_INPUT, exit_codes.UNHEALTHY):
         faults = [str(event.get("message", "")) for event in events if event["kind"] == "fault"]
-        said = str(evidence.get("reason") or "see the job's log").splitlines()[0]
+        said = " ".join(str(evidence.get("reason") or "see the job's log").split())  # a line of status
         reason = f"bad input: {said}" if code == exit_codes.BAD_INPUT else (faults or ["unhealthy"])[-1]
         _incident(
             folder, record, "bad_input" if code == exit_codes.BAD_INPUT else "unhealthy", evidence, "halt"
