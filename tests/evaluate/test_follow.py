@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.throwaway import Slurm
 
 from llmjp_train.checkpoint.listing import CheckpointInfo
 from llmjp_train.errors import UserError
@@ -104,18 +103,10 @@ def test_an_end_takes_the_evaluation_s_processes_with_it(
         "device=cpu",
     ]
     process = subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words], stdout=subprocess.DEVNULL)
-    until(lambda: len(alive(str(run_dir))) == 4)  # the follower, the command, and its two
+    Slurm.wait(lambda: len(alive(str(run_dir))) == 4, 60, "the follower, the command, and its two processes")
     process.send_signal(number)
     process.wait(60)
-    until(lambda: not alive(str(run_dir)))
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    Slurm.wait(lambda: not alive(str(run_dir)), 60, "their end")
 
 
 def follower(run_dir: Path, out: Path, act: Any, attempts: int = 3) -> Follower:

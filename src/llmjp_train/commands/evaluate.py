@@ -319,8 +319,12 @@ def _journal(lm: Any, path: Path, about: dict[str, Any], say: Any, rank: int) ->
 
     if isinstance(lm, RowsLM):
         bos = lm.encoder.bos_id is not None
-        about |= {"max_length": lm.max_length, "bos": bos, "tokenizer": lm.tokenizer.fingerprint}
-        about |= {"greedy": lm.knows_greedy}
+        about |= {
+            "max_length": lm.max_length,
+            "bos": bos,
+            "tokenizer": lm.tokenizer.fingerprint,
+            "greedy": lm.knows_greedy,
+        }
         lm.journal = Journal(path, about, rank)
         if lm.journal.resumed:
             say(f"going on with an evaluation that was cut short: {lm.journal.resumed} scores are there")

@@ -94,9 +94,8 @@ class _Batch:
             UserError: the model's figures are not finite.
         """
         logits: Tensor = self.network.head(self.state)
-        greatest, likeliest = logits.max(
-            -1
-        )  # of a row with a NaN, that; on CPUs argmax takes three times as long
+        # Of a row with a NaN, that and its place. On CPUs argmax alone takes three times as long.
+        greatest, likeliest = logits.max(-1)
         if not bool(torch.isfinite(greatest).all()):
             raise UserError(
                 "the model gives logits that are not finite while it writes: its weights are damaged, or the format is "
