@@ -116,6 +116,23 @@ class Chaos:
                 self.slurm.wait(lambda: self._pending_or_running(), 60, "a job that goes on")
             time.sleep(0.2)
 
+    def evidence(self) -> str:
+        """What a person would look at first after a promise was broken; the disk goes with the test."""
+        commands = (
+            ["squeue", "-l"], ["sinfo", "-N", "-l"], ["scontrol", "show", "job", self.job],
+            [*LLMJP, "status", self.run_dir], [*LLMJP, "incidents", self.run_dir],
+        )  # fmt: skip
+        said = {
+            " ".join(map(str, words[-2:])): self.slurm.run(*words, check=False, cwd=self.run_dir.parent)
+            for words in commands
+        }
+        files = [self.slurm.root / "log" / "slurmctld.log", self.run_dir / "events.jsonl"]
+        for folder in folders(self.run_dir)[-2:]:
+            files += sorted(path for path in folder.path.iterdir() if path.is_file())
+        files += (self.slurm.root / "log").glob("127*.log")
+        said |= {str(path): path.read_text(errors="replace")[-4000:] for path in files if path.exists()}
+        return "\n".join(f"== {what}\n{text}" for what, text in said.items())
+
     def _pending_or_running(self) -> bool:
         return self.slurm.job(self.job).get("JobState", "GONE") not in ENDED
 
@@ -306,7 +323,11 @@ def chaos(slurm: Slurm, folder: Path, words: Sequence[str], kinds: Sequence[str]
     one.submit()
     found = []
     for number, kind in enumerate(kinds, 1):
-        found.append(report := one.strike(kind))
+        try:
+            found.append(report := one.strike(kind))
+        except AssertionError:
+            print(f"{number:3} of {len(kinds)}  {kind}: broken\n{one.evidence()}", flush=True)
+            raise
         print(f"{number:3} of {len(kinds)}  {_line(report)}", flush=True)
     one.progress(20)
     job = one.job

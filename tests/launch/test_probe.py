@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def figures(**changed: Any) -> dict[str, Any]:
     gpus = [{"index": index, ECC: 0, "remapped_rows.failure": False} for index in range(8)]
     sound = {
         "seconds": 4.0, "devices": [dict(device) for _ in range(8)], "gpus": gpus, "xids": {},
-        "disk": {"write_s": 0.1, "read_s": 0.1, "rename_s": 0.01, "free_gb": 50_000.0},
+        "disk": {"write_s": 0.1, "read_s": 0.1, "rename_s": 0.01, "free_gb": 50_000.0, "total_gb": 90_000.0},
     }  # fmt: skip
     return {**sound, **changed}
 
@@ -51,7 +52,7 @@ def test_this_node_is_measured_in_about_a_second(tmp_path: Path) -> None:
     assert found["seconds"] < 5, "0.3 s on a quiet machine"
     (device,) = found["devices"]
     assert device["tflops"] > 0
-    assert set(found["disk"]) == {"write_s", "read_s", "rename_s", "free_gb"}
+    assert set(found["disk"]) == {"write_s", "read_s", "rename_s", "free_gb", "total_gb"}
     assert found["disk"]["free_gb"] > 0
     assert (found["gpus"], found["xids"]) == ([], {})
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
@@ -103,10 +104,23 @@ def test_xid_errors_are_counted() -> None:
 def test_a_disk_that_is_full_or_missing_is_told_in_words(tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    assert disk(full)["error"] == f"cannot write in {tmp_path}: No space left on device"
+    found = disk(full)
+    assert (found["error"], found["full"]) == (f"cannot write in {tmp_path}: No space left on device", True)
     assert disk(tmp_path / "no" / "folder")["error"].endswith("No such file or directory")
     (tmp_path / "kept.moved").mkdir()
     assert disk(tmp_path / "kept")["error"] == f"cannot rename in {tmp_path}: Is a directory"
+
+
+def test_a_disk_that_takes_a_part_is_full_and_does_not_give_other_bytes_back(
+    small_disk: Callable[[str], Path],
+) -> None:
+    """A write that finds room for a part of it succeeds: this once made bad nodes of two that were sound."""
+    folder = small_disk("3m")
+    found = disk(folder / "probe")
+    assert found["error"] == f"cannot write in {folder}: No space left on device"
+    assert found["full"] is True
+    assert found["total_gb"] == 0.003
+    assert list(folder.iterdir()) == []
 
 
 def test_devices_that_do_not_answer_are_told(tmp_path: Path) -> None:
@@ -148,8 +162,9 @@ def gpu(**values: Any) -> list[dict[str, Any]]:
         ({"gpus": gpu(**{ECC: 2})}, "GPU 3 has 2 uncorrected memory"),
         ({"gpus": gpu(**{ECC: "GPU requires reset"})}, "GPU 3: GPU requires reset"),
         ({"gpus": gpu(**{"remapped_rows.failure": True})}, "no spare memory rows"),
-        ({"disk": {"error": "cannot rename in /r: Permission denied"}}, "cannot rename"),
-        ({"disk": {**figures()["disk"], "free_gb": 3.0}}, "3.0 GB are free for the run, two checkpoints take 4,000.0"),
+        ({"disk": {"error": "cannot rename in /r: Permission denied", "full": False}}, "cannot rename"),
+        ({"disk": {**figures()["disk"], "free_gb": 3.0, "total_gb": 9.0}},
+         "3.0 GB are free for the run, two checkpoints take 4,000.0"),
     ],
 )  # fmt: skip
 def test_a_bad_node_is_named_with_why(bad: dict[str, Any], said: str) -> None:
@@ -160,7 +175,8 @@ def test_a_bad_node_is_named_with_why(bad: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "alike", [{"devices": seven()}, {"disk": {"error": "cannot write in /r: Read-only file system"}}]
+    "alike",
+    [{"devices": seven()}, {"disk": {"error": "cannot write in /r: Read-only file system", "full": False}}],
 )
 def test_what_all_nodes_lack_is_none_of_theirs(alike: dict[str, Any]) -> None:
     """A full file system, or a cluster's file that asks for too many devices, must not empty the cluster."""
@@ -170,9 +186,23 @@ def test_what_all_nodes_lack_is_none_of_theirs(alike: dict[str, Any]) -> None:
 
 
 def test_alone_storage_is_refused_and_a_missing_device_is_the_nodes(tmp_path: Path) -> None:
-    full = {"error": "cannot write in /r: No space left on device"}
+    full = {"error": "cannot write in /r: No space left on device", "full": True, "total_gb": 90_000.0}
     assert "node n0: cannot write" in judge(told(figures(disk=full)), NEEDS).refused
     assert list(judge(told(figures(devices=seven())), NEEDS).bad) == ["n0"]
+
+
+@pytest.mark.parametrize(
+    "scarce",
+    [
+        {"error": "cannot write in /r: No space left on device", "full": True, "total_gb": 90_000.0},
+        {**figures()["disk"], "free_gb": 3.0},
+    ],
+)
+def test_the_node_that_finds_the_shared_disk_full_is_not_a_bad_one(scarce: dict[str, Any]) -> None:
+    judged = judge(told(figures(), figures(disk=scarce), figures()), NEEDS)
+    assert judged.bad == {}
+    assert judged.refused.startswith("node n1: ")
+    assert "make room" in judged.refused
 
 
 def test_slow_and_odd_nodes_are_warnings() -> None:

@@ -9,6 +9,7 @@ from helpers.job_scripts import a_job
 from llmjp_train import cli, exit_codes
 from llmjp_train.launch.job import JobFolder, new_folder
 from llmjp_train.launch.status import status
+from llmjp_train.runlog.record import RunRecord
 
 
 @pytest.fixture
@@ -57,3 +58,25 @@ def test_errors_are_those_of_the_ranks_and_of_what_started_them(
         ("", "llmjp: host n2: ssh lost it (code 255): see the job's log"),
         ("0", "RuntimeError: no such kernel"),
     ]
+
+
+def test_status_names_the_job_that_waits_and_none_that_the_scheduler_has_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunRecord(tmp_path).create("{}")
+    for number, action in ((11, "restart"), (12, "requeue")):
+        folder = new_folder(tmp_path)
+        folder.write(a_job("mdx")[0])
+        folder.scheduler_id = str(number)
+        folder.note("begin", attempt="1")
+        folder.note("end", attempt="1", action=action, reason="")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    squeue = programs / "squeue"  # what it prints of a job of this morning, and of one that waits
+    squeue.write_text('#!/bin/sh\ncase "$*" in *12*) echo "12|PENDING|BadConstraints|";; esac\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    found = status(tmp_path)
+    assert [job["id"] for job in found.jobs] == ["12"]
+    assert found.state == "waiting"
+    assert found.why.endswith("job 12 is queued (BadConstraints)")

@@ -80,6 +80,10 @@ def _show(found: "list[Status]", *, clear: bool) -> None:
             console.print(Text(f"last incident of {one.run}: {one.last_incident}"))
         for host, why in one.left_out.items():
             console.print(Text(f"left out of {one.run}: {host} ({why})"))
+        if one.left_out:
+            console.print(
+                Text(f"a node that is mended comes back with 'llmjp resume {one.run} --include NODE'")
+            )
 
 
 def _cells(one: "Status") -> list[str]:

@@ -1,7 +1,7 @@
 """What the figures of all nodes mean: which nodes are bad, what is no node's fault, and what should be known."""
 
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, mode
 from typing import Any
 
 SLOW = {"cuda": 0.8, "cpu": 0.5}
@@ -48,20 +48,41 @@ def judge(found: dict[int, dict[str, Any]], needs: Needs) -> Judgement:
             host, why = next(iter(alike.items()))
             where = f"node {host}" if len(nodes) == 1 else f"all {len(nodes)} nodes, {host} among them"
             return Judgement(refused=f"{where}: {why}; nothing was started")
+    for host, why in shared.items():
+        if _lacks_room(nodes[host], needs) and _on_the_same_disk(nodes[host], nodes):
+            return Judgement(refused=f"node {host}: {why}; nothing was started")
     return Judgement({**shared, **faults, **broken}, "", tuple(_odd(nodes, needs)))
 
 
 def _storage(one: dict[str, Any], needs: Needs) -> str:
     disk = one["disk"]
     if "error" in disk:
-        return str(disk["error"])
-    wanted = 2 * needs.checkpoint_bytes / 1e9
-    if disk["free_gb"] < wanted:
+        return str(disk["error"]) + (": make room" if disk.get("full") else "")
+    if _lacks_room(one, needs):
         return (
-            f"{disk['free_gb']:,.1f} GB are free for the run, two checkpoints take {wanted:,.1f} GB: "
+            f"{disk['free_gb']:,.1f} GB are free for the run, two checkpoints take {_wanted(needs):,.1f} GB: "
             "make room, or go on without this check with cluster.preflight=false"
         )
     return ""
+
+
+def _wanted(needs: Needs) -> float:
+    """GB that must be free."""
+    return 2 * needs.checkpoint_bytes / 1e9
+
+
+def _lacks_room(one: dict[str, Any], needs: Needs) -> bool:
+    disk = one["disk"]
+    return bool(disk.get("full")) if "error" in disk else float(disk["free_gb"]) < _wanted(needs)
+
+
+def _on_the_same_disk(one: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> bool:
+    """Whether a node's disk is as large as most nodes' is: they share it, and whichever wrote last found it full.
+
+    Another size is another disk, its own perhaps, because the shared one is not mounted.
+    """
+    sizes = [other["disk"].get("total_gb") for other in nodes.values()]
+    return bool(one["disk"].get("total_gb") == mode(sizes))
 
 
 def _devices(one: dict[str, Any], needs: Needs) -> str:

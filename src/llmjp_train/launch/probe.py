@@ -4,6 +4,7 @@ Figures alone: what is bad is judged by the first node (`judging`). Nothing here
 broken must be able to say so.
 """
 
+import errno
 import json
 import os
 import re
@@ -21,8 +22,8 @@ from typing import Any
 
 CHILD_SECONDS = 60.0
 """After which devices that gave no answer are taken to hang."""
-DISK_BYTES = 16 * 2**20
-"""Written and read back; enough to tell a broken mount, too little to tell the file system's rate."""
+DISK_BYTES = 4 * 2**20
+"""Written and read back by every node at once; enough to tell a broken mount, too little to tell its rate."""
 _MATMUL_SECONDS = 0.15
 _MATMUL_SIZE = {"cpu": 256, "cuda": 8192}  # milliseconds, much longer than starting it
 _QUERIES = (
@@ -110,15 +111,18 @@ def disk(path: Path) -> dict[str, Any]:
     """Write, read and rename a file at ``path``, and remove it.
 
     Returns:
-        ``write_s``, ``read_s``, ``rename_s`` and ``free_gb`` (10^9 bytes), or ``error``.
+        ``write_s``, ``read_s``, ``rename_s``, ``free_gb`` and ``total_gb`` (10^9 bytes), or ``error`` and whether the
+        disk or a quota is ``full``, with ``total_gb`` where that is known.
     """
     moved = path.with_name(f"{path.name}.moved")
-    content = os.urandom(2**20) * (DISK_BYTES // 2**20)
+    content = os.urandom(DISK_BYTES)
     what = "write"
     try:
         times = [time.perf_counter()]
         with path.open("wb", buffering=0) as file:
-            file.write(content)
+            left = memoryview(content)
+            while left:  # a disk with some room takes a part, and only then says that it is full
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         times.append(time.perf_counter())
@@ -132,14 +136,22 @@ def disk(path: Path) -> dict[str, Any]:
         what = "remove"
         moved.unlink()
         took = [round(after - before, 4) for before, after in pairwise(times)]
-        free = round(shutil.disk_usage(path.parent).free / 1e9, 3)
-        return {**dict(zip(("write_s", "read_s", "rename_s"), took, strict=True)), "free_gb": free}
+        return {**dict(zip(("write_s", "read_s", "rename_s"), took, strict=True)), **_room(path.parent)}
     except OSError as error:
-        return {"error": f"cannot {what} in {path.parent}: {error.strerror}"}
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        found = {"error": f"cannot {what} in {path.parent}: {error.strerror}", "full": full}
+        with suppress(OSError):
+            found["total_gb"] = _room(path.parent)["total_gb"]
+        return found
     finally:
-        for left in (path, moved):
+        for mine in (path, moved):
             with suppress(OSError):
-                left.unlink(missing_ok=True)
+                mine.unlink(missing_ok=True)
+
+
+def _room(folder: Path) -> dict[str, float]:
+    usage = shutil.disk_usage(folder)
+    return {"free_gb": round(usage.free / 1e9, 3), "total_gb": round(usage.total / 1e9, 3)}
 
 
 def nvidia_smi() -> list[dict[str, Any]]:

@@ -81,11 +81,16 @@ def _jobs(run_dir: Path) -> list[dict[str, Any]]:
         identity = folder.scheduler_id
         if identity and not _over(folder):
             state = _asked(folder.read(), identity)
-            if state.state != "ended":
+            if state.state in ("pending", "running") or _unanswered(state):
                 found.append(
                     {"id": identity, "state": state.state, "detail": state.detail, "folder": folder.path.name}
                 )
     return found
+
+
+def _unanswered(state: JobState) -> bool:
+    """Whether a scheduler could not be asked; one that answers and does not know a job has forgotten it."""
+    return state.state == "unknown" and bool(state.detail)
 
 
 def _asked(job: Job, identity: str) -> JobState:
@@ -111,10 +116,12 @@ def _state(found: Summary, jobs: list[dict[str, Any]]) -> tuple[str, str]:
     """The record's own state, with what waits or starts in the queue."""
     if found.state in ("running", "ended"):
         return found.state, found.reason
-    if any(job["state"] == "running" for job in jobs):
-        return "starting", f"{found.reason}; job {jobs[0]['id']} is starting"
-    if any(job["state"] == "pending" for job in jobs):
-        return "waiting", f"{found.reason}; job {jobs[0]['id']} is queued ({jobs[0]['detail']})"
+    for job in jobs:
+        if job["state"] == "running":
+            return "starting", f"{found.reason}; job {job['id']} is starting"
+    for job in jobs:
+        if job["state"] == "pending":
+            return "waiting", f"{found.reason}; job {job['id']} is queued ({job['detail']})"
     return found.state, found.reason
 
 
@@ -151,8 +158,7 @@ def lives(folder: JobFolder) -> bool:
     if not folder.scheduler_id:
         return False
     state = _asked(folder.read(), folder.scheduler_id)
-    unanswered = state.state == "unknown" and bool(state.detail)
-    return state.state in ("pending", "running") or unanswered
+    return state.state in ("pending", "running") or _unanswered(state)
 
 
 def _next_save(run_dir: Path, found: Summary) -> int | None:

@@ -342,5 +342,8 @@ def _over(folder: JobFolder) -> bool:
     rows = folder.history()
     return bool(rows) and (
         rows[-1]["kind"] == "skip"
-        or (rows[-1]["kind"] == "end" and rows[-1]["action"] in ("done", "halt", "cancelled", "stopped"))
+        or (
+            rows[-1]["kind"] == "end"
+            and rows[-1]["action"] in ("done", "halt", "cancelled", "stopped", "next")
+        )
     )
