@@ -5,23 +5,35 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Competitors = Mapping[str, Callable[[], Any]]
+Seconds = tuple[float, float]
+"""By the clock, and of the processor: what other programs take is not in the second."""
 
 
-def interleaved(competitors: Competitors, rounds: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of each competitor in each round; all take turns, so that a noisy neighbour meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    for turn in range(warm + rounds):
-        for name, call in competitors.items():
-            began = time.perf_counter()
-            call()
-            if turn >= warm:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def timed(call: Callable[[], object]) -> Callable[[], Seconds]:
+    """The call, which then returns its seconds in this process."""
+
+    def turn() -> Seconds:
+        clock, cpu = time.perf_counter(), time.process_time()
+        call()
+        return time.perf_counter() - clock, time.process_time() - cpu
+
+    return turn
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], Seconds]], rounds: int, warm: int = 2
+) -> dict[str, list[Seconds]]:
+    """Seconds of each in each round; all take turns, so that a noisy neighbour meets all alike."""
+    found: dict[str, list[Seconds]] = {name: [] for name in turns}
+    for number in range(warm + rounds):
+        for name, turn in turns.items():
+            took = turn()
+            if number >= warm:
+                found[name].append(took)
+    return found
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
@@ -29,6 +41,17 @@ def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
     pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     low, middle, high = statistics.quantiles(pairs, n=4)
     return middle, low, high
+
+
+def ratios(
+    what: str, above: list[Seconds], below: list[Seconds], goal: str = ""
+) -> list[tuple[str, str, str]]:
+    """Lines for `report`: above / below, by the clock and of the processor."""
+    rows = []
+    for kind, unit in enumerate(("clock", "CPU seconds")):
+        middle, low, high = ratio([one[kind] for one in above], [one[kind] for one in below])
+        rows.append((f"{what}, {unit}", f"{middle:.3f} ({low:.3f} to {high:.3f})", goal))
+    return rows
 
 
 def machine() -> str:

@@ -12,12 +12,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import interleaved, ratio, report
+from benchmarks.common import interleaved, ratios, report, timed
 from benchmarks.step import LENGTH, accumulating, composed, our_loop
 
 LAYOUTS = {"tp2": "parallel.tensor=2", "pp2": "parallel.pipeline=2", "dp2": "parallel.data=2"}
@@ -70,41 +69,21 @@ def start(flags: list[str]) -> None:
 def measure(folder: Path, name: str, model: str, layers: int, rounds: int) -> None:
     """Let both take turns."""
     from llmjp_train.engine import deepspeed_setup
-    from llmjp_train.launch.local import take_place
+    from llmjp_train.launch.local import keep_memory, take_place
 
     take_place()
+    keep_memory()
     deepspeed_setup.prepare()
     rank = int(os.environ["RANK"])
     sizes = [LAYOUTS[name], f"model.num_layers={layers}", f"batch.global_batch={SEQUENCES}", VOCABULARY]
     config = composed(folder / f"{rank}", model, "fp32", *sizes, f"run_dir={folder / 'run'}")
     run, ours = our_loop(config)
     bare = bare_pipeline(config, run) if run.layout.pipeline > 1 else bare_flat(config, run)
-    used: dict[str, list[float]] = {"ours": [], "bare": []}
-    seconds = interleaved({"ours": counted(ours, used["ours"]), "bare": counted(bare, used["bare"])}, rounds)
+    found = interleaved({"ours": timed(ours), "bare": timed(bare)}, rounds)
     if rank == 0:
-        own = {who: values[-rounds:] for who, values in used.items()}
-        rows = [
-            (
-                f"our step / bare DeepSpeed, {name}, {what}",
-                f"{middle:.3f} ({low:.3f} to {high:.3f})",
-                "<= 1.03",
-            )
-            for what, found in (("clock", seconds), ("CPU seconds", own))
-            for middle, low, high in [ratio(found["ours"], found["bare"])]
-        ]
-        typical = statistics.median(seconds["ours"])
+        rows = ratios(f"our step / bare DeepSpeed, {name}", found["ours"], found["bare"], "<= 1.03")
+        typical = statistics.median(clock for clock, _ in found["ours"])
         report(f"layout {name}", [*rows, (f"our step, {layers} layers of {model}", f"{typical:.2f} s", "")])
-
-
-def counted(step: Callable[[], None], used: list[float]) -> Callable[[], None]:
-    """The step, noting this rank's processor seconds too: other programs of the machine are not in them."""
-
-    def call() -> None:
-        began = time.process_time()
-        step()
-        used.append(time.process_time() - began)
-
-    return call
 
 
 def batches(run: Any) -> Iterator[Any]:

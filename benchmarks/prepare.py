@@ -11,11 +11,9 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import ratio, report
+from benchmarks.common import interleaved, ratios, report, timed
 
 
 def main(words: list[str]) -> None:
@@ -53,7 +51,10 @@ def main(words: list[str]) -> None:
         )
         stored = here / "library.json"
         load_tokenizer(settings).hf.backend_tokenizer.save(str(stored))
-        ours, theirs = [], []
+
+        def ours() -> None:
+            shutil.rmtree(here / "out", ignore_errors=True)
+            prepare(config)
 
         def alone() -> None:
             library = tokenizers.Tokenizer.from_file(str(stored))
@@ -61,22 +62,10 @@ def main(words: list[str]) -> None:
                 found = library.encode_batch_fast(documents[start : start + 64], add_special_tokens=False)
                 assert all(each.ids for each in found)
 
-        for _ in range(args.rounds):
-            shutil.rmtree(here / "out", ignore_errors=True)
-            ours.append(seconds(lambda: prepare(config)))
-            theirs.append(seconds(alone))
-    rows = []
-    for kind, what in enumerate(("CPU seconds", "clock")):
-        middle, low, high = ratio([pair[kind] for pair in theirs], [pair[kind] for pair in ours])
-        figure = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-        rows.append((f"rate of prepare / rate of the library, {what}", figure, "goal >= 0.9 per core"))
-    rate = size / statistics.median(cpu for cpu, _ in ours) / 1e6
+        found = interleaved({"ours": timed(ours), "alone": timed(alone)}, args.rounds, warm=0)
+    rows = ratios(
+        "rate of prepare / rate of the library", found["alone"], found["ours"], "goal >= 0.9 per core"
+    )
+    rate = size / statistics.median(cpu for _, cpu in found["ours"]) / 1e6
     rows.append(("prepare, one worker", f"{rate:.2f} MB of text per CPU second", ""))
     report("prepare", rows)
-
-
-def seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """CPU and clock seconds of a call."""
-    cpu, clock = time.process_time(), time.perf_counter()
-    call()
-    return time.process_time() - cpu, time.perf_counter() - clock

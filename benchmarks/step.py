@@ -1,22 +1,28 @@
 """A step of ours against the same model in a bare DeepSpeed loop, in plain torch, and in HF Trainer with DeepSpeed.
 
-All hold the same architecture, take the same micro batches of one sequence, use AdamW and clip at 1. They
-take turns step by step in one process. Ours is the whole loop: data from token files, document mask, hooks,
-metrics.jsonl and TensorBoard. The bare loop, plain torch and ours share our decoder and its chunked loss; HF
-Trainer has transformers' Llama with its own loss. "DeepSpeed as it comes" has its default bucket sizes.
+All hold the same architecture, take the same micro batches of one sequence, use AdamW and clip at 1, and take
+turns step by step. Ours is the whole loop: data from token files, document mask, hooks, metrics.jsonl and
+TensorBoard. The bare loop, plain torch and ours share our decoder, its chunked loss and one process; HF Trainer
+has transformers' Llama with its own loss, and a process of its own as its users start it, where glibc gives freed
+memory back to the kernel (`--alike`: it keeps it as ours does). "DeepSpeed as it comes" has its default bucket sizes.
 """
 
 import argparse
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import random_tokens, ratio, report
+from benchmarks.common import Seconds, interleaved, random_tokens, ratios, report, timed
 
 LENGTH = 512
+WARM = 2
+"""Steps before those that count."""
 
 
 def main(words: list[str]) -> None:
@@ -27,10 +33,27 @@ def main(words: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--micro-batches", type=int, default=1, help="sequences that make a step")
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sequence")
+    parser.add_argument("--alike", action="store_true", help="HF Trainer's process keeps freed memory too")
+    parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
+    from llmjp_train.launch.local import free_port
+    from llmjp_train.parallel.world import rank_environment
+
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    sizes = f"batch.global_batch={args.micro_batches}", f"batch.sequence_length={args.length}"
+    if args.trainer:
+        return hf_trainer(
+            args.trainer, composed(args.trainer, args.model, args.precision, *sizes), args.rounds
+        )
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), args.model, args.precision, args.rounds, args.micro_batches, args.length)
+        command = [sys.executable, "-m", "benchmarks", "step", *words, "--trainer", f"{folder}/trainer"]
+        alike = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"} if args.alike else {}
+        environment = {**os.environ, **alike, **rank_environment(0, 1, 0, "127.0.0.1", free_port())}
+        trainer = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        with trainer:
+            return measure(composed(Path(folder), args.model, args.precision, *sizes), args, trainer)
 
 
 def composed(folder: Path, model: str, precision: str, *more: str) -> Any:
@@ -170,75 +193,84 @@ def plain_torch(config: Any, run: Any) -> Callable[[], None]:
     return step
 
 
-def measure(folder: Path, name: str, precision: str, rounds: int, micro_batches: int, length: int) -> None:
-    """Take turns inside HF Trainer's loop: after each of its steps the others take theirs."""
+def measure(config: Any, args: argparse.Namespace, trainer: "subprocess.Popen[str]") -> None:
+    """Take turns."""
     from llmjp_train.engine import deepspeed_setup
+    from llmjp_train.launch.local import keep_memory
 
+    heard(trainer)  # what it does to begin would disturb the peak that is measured next
     deepspeed_setup.prepare()
-    config = composed(
-        folder, name, precision, f"batch.global_batch={micro_batches}", f"batch.sequence_length={length}"
-    )
+    keep_memory()
     run, ours = our_loop(config)
-    others = {
+    here = {
         "ours": ours,
         "bare DeepSpeed": bare_deepspeed(config, run),
         "DeepSpeed as it comes": bare_deepspeed(config, run, defaults=True),
         "plain torch": plain_torch(config, run),
     }
-    seconds, own = against_trainer(folder, config, run, others, rounds)
-    rows = []
+    turns = {who: timed(call) for who, call in here.items()}
+    turns["HF Trainer + DeepSpeed"] = lambda: asked(trainer)
+    found = interleaved(turns, args.rounds, WARM)
     goals = {"bare DeepSpeed": "goal <= 1.03", "HF Trainer + DeepSpeed": "goal <= 0.9"}
-    for other in ("bare DeepSpeed", "DeepSpeed as it comes", "plain torch", "HF Trainer + DeepSpeed"):
-        for what, found in (("clock", seconds), ("CPU seconds", own)):
-            middle, low, high = ratio(found["ours"], found[other])
-            told = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-            rows.append((f"our step / {other}, {what}", told, goals.get(other, "")))
-    best = sorted(seconds["ours"])[len(seconds["ours"]) // 2]
-    rate = micro_batches * length * run.flops_per_token / best
-    rows.append((f"our step, {name}, {micro_batches} x {length} tokens, {precision}", f"{best:.2f} s", ""))
+    rows = []
+    for other in list(turns)[1:]:
+        rows += ratios(f"our step / {other}", found["ours"], found[other], goals.get(other, ""))
+    middle = statistics.median(clock for clock, _ in found["ours"])
+    rate = args.micro_batches * args.length * run.flops_per_token / middle
+    what = f"{args.model}, {args.micro_batches} x {args.length} tokens, {args.precision}"
+    rows.append((f"our step, {what}", f"{middle:.2f} s", ""))
     rows.append(("share of the measured matmul peak", f"{rate / run.peak_flops:.3f}", "goal >= 0.65 at 150m"))
-    report(f"step {name} {precision}", rows)
+    report(f"step {args.model} {args.precision}", rows)
 
 
-def against_trainer(
-    folder: Path, config: Any, run: Any, others: dict[str, Any], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each per round, by the clock and of the processor, with transformers' Trainer as the driver."""
+def asked(trainer: "subprocess.Popen[str]") -> Seconds:
+    """Let the other process take a step; its seconds."""
+    assert trainer.stdin is not None
+    trainer.stdin.write("go\n")
+    trainer.stdin.flush()
+    return heard(trainer)
+
+
+def heard(trainer: "subprocess.Popen[str]") -> Seconds:
+    """The next seconds that it tells; none of them before its first step."""
+    assert trainer.stdout is not None
+    for line in trainer.stdout:
+        if line.startswith("took "):
+            _, clock, cpu = line.split()
+            return float(clock), float(cpu)
+    raise SystemExit("HF Trainer's process has ended")
+
+
+def hf_trainer(folder: Path, config: Any, rounds: int) -> None:
+    """transformers' Trainer with DeepSpeed; takes a step for each line that comes, and says what it took."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+    from llmjp_train.config.phases import phases
+    from llmjp_train.data.stream import TrainingStream
     from llmjp_train.engine.flat import DTYPES
     from llmjp_train.model.hf import to_hf_config
-
-    trainer_name, warm = "HF Trainer + DeepSpeed", 2
-    seconds: dict[str, list[float]] = {who: [] for who in [*others, trainer_name]}
-    own: dict[str, list[float]] = {who: [] for who in seconds}
-    wanted = False
-
-    def note(who: str, began: tuple[float, float]) -> None:
-        if wanted:
-            seconds[who].append(time.perf_counter() - began[0])
-            own[who].append(time.process_time() - began[1])
 
     class Turns(TrainerCallback):
         began = 0.0, 0.0
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            print("took 0 0", flush=True)  # from now on it waits
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not sys.stdin.readline():
+                raise SystemExit(1)
             self.began = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal wanted
-            wanted = state.global_step > warm
-            note(trainer_name, self.began)
-            for who, call in others.items():
-                began = time.perf_counter(), time.process_time()
-                call()
-                note(who, began)
+            clock, cpu = self.began
+            print("took", time.perf_counter() - clock, time.process_time() - cpu, flush=True)
 
     model = AutoModelForCausalLM.from_config(to_hf_config(config.model)).to(DTYPES[config.precision.dtype])
-    count = config.batch.global_batch
-    made = [run.stream.batch(i, 1, config.batch.sequence_length) for i in range((warm + rounds) * count)]
-    items = [{"input_ids": b.tokens[0], "labels": b.tokens[0]} for b in made]
+    count, steps = config.batch.global_batch, WARM + rounds
+    stream = TrainingStream(config.data, phases(config), config.model.vocab_size)
+    made = [stream.batch(number, 1, config.batch.sequence_length) for number in range(steps * count)]
+    items = [{"input_ids": batch.tokens[0], "labels": batch.tokens[0]} for batch in made]
     deepspeed_config = {
         "zero_optimization": {"stage": 1},
         "train_micro_batch_size_per_gpu": 1,
@@ -248,11 +280,10 @@ def against_trainer(
         "bf16": {"enabled": config.precision.dtype.value == "bf16"},
     }
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), max_steps=warm + rounds, per_device_train_batch_size=1, learning_rate=1e-4,
+        output_dir=str(folder / "out"), max_steps=steps, per_device_train_batch_size=1, learning_rate=1e-4,
         gradient_accumulation_steps=count,
         optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), bf16=config.precision.dtype.value == "bf16", deepspeed=deepspeed_config,
         dataloader_pin_memory=False,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=items, callbacks=[Turns()]).train()
-    return seconds, own

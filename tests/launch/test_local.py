@@ -1,7 +1,9 @@
 """Real processes on this machine: pinning, exit codes, signals."""
 
 import os
+import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -113,3 +115,26 @@ time.sleep(60)
     _signal_soon(signal.SIGTERM, [tmp_path / "ready0", tmp_path / "ready1"])
     assert start_processes(_program(code), 2) == exit_codes.STOPPED
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == ["SIGTERM", "SIGTERM"]
+
+
+REPEATED = """
+import resource
+from llmjp_train.launch.local import keep_memory
+keep_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = b"x" * (100 << 20)
+    del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_used_again_without_the_kernel_unless_the_user_has_own_settings(
+    settings: dict[str, str], kept: bool
+) -> None:
+    environment = {**os.environ, **settings}
+    command = [sys.executable, "-c", REPEATED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    pages = (100 << 20) // resource.getpagesize()
+    assert (int(done.stdout) < pages // 100) is kept

@@ -42,7 +42,7 @@ def train_rank(
         preflight: ``ranks_per_node``, ``nodes`` (what they measured of themselves) and ``warnings``, to be
             recorded with what the ranks measure of their links; none: nothing is measured.
     """
-    from llmjp_train.launch.local import take_place
+    from llmjp_train.launch.local import keep_memory, take_place
     from llmjp_train.parallel.world import world
 
     take_place()
@@ -56,6 +56,8 @@ def train_rank(
         raise UserError(
             f"cluster {config.cluster.name} has CUDA devices, but this machine shows none; use cluster=local"
         )
+    if not cuda:
+        keep_memory()
     layout = layouts.start(config.parallel, world(), cuda=cuda)
     try:
         measured = None if preflight is None else _preflight(config, layout, preflight)

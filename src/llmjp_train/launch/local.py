@@ -14,6 +14,7 @@ from llmjp_train import exit_codes
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 PARENT = "LLMJP_PARENT"
 """Environment variable: process that the one it is given to dies with."""
 
@@ -126,6 +127,20 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(exit_codes.FAILED)
+
+
+def keep_memory() -> None:
+    """Let glibc keep what this process frees, for its next tensor, instead of giving it back to the kernel.
+
+    A training step on CPUs frees and takes the same large tensors again, and each page of them that comes from the
+    kernel is mapped and zeroed anew (docs/benchmarks.md gives the cost). The process then holds its peak between steps
+    too. Does nothing where the user has own settings (``MALLOC_…``, ``GLIBC_TUNABLES``), or without glibc.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_MAX, 0)  # mapped blocks alone always go back
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def take_signals() -> None:
