@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
 
     corpus = "aozora" if os.environ.get("LLMJP_DATA") else "llmjp-small-ja"
     documents = list(texts(find_files([str(catalogue.get(corpus))]), "text", print))
-    documents *= max(1, args.mb * 1_000_000 // sum(len(text.encode()) for text in documents))
+    documents *= max(1, round(args.mb * 1e6 / sum(len(text.encode()) for text in documents)))
     size = sum(len(text.encode()) for text in documents)
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)

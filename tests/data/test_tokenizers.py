@@ -34,7 +34,7 @@ HARD = [
 
 @pytest.mark.parametrize("text", HARD)
 def test_the_trained_tokenizer_gives_every_text_back(tokenizer: Any, text: str) -> None:
-    ids = tokenizer.encode_many([text])[0]
+    (ids,) = tokenizer.encode_many([text])
     assert tokenizer.decode(ids) == text
     assert not tokenizer.special_ids & set(ids)
 
@@ -42,7 +42,7 @@ def test_the_trained_tokenizer_gives_every_text_back(tokenizer: Any, text: str) 
 @settings(max_examples=300)
 @given(text=st.text(max_size=40))
 def test_the_trained_tokenizer_gives_any_text_back(tokenizer: Any, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode_many([text])[0]) == text
+    assert tokenizer.decode(next(tokenizer.encode_many([text]))) == text
 
 
 def test_the_trained_tokenizer_is_what_other_tools_load(tokenizer_folder: Path, tokenizer: Any) -> None:

@@ -144,8 +144,10 @@ def records(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
             yield path.read_bytes().decode("utf-8-sig"), path.stat().st_size
         else:
             with path.open("rb") as raw, _decompressed(path, raw) as file:
+                read = 0
                 for line in file:
-                    yield line, raw.tell()
+                    read = read + len(line) if file is raw else raw.tell()
+                    yield line, read
     except (*damage, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path} is damaged or truncated ({error}): copy it again") from error
 

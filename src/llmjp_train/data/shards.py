@@ -105,9 +105,9 @@ class Shards:
     def _tokenised(self, texts: list[str]) -> tuple[AnyIds, Documents]:
         """Ids and rows, both in the order of keys."""
         dtype = token_dtype(self.tokenizer.vocab_size)
-        tail = [self.tokenizer.eod_id] if self.config.append_eod else []
+        tail = [np.array([self.tokenizer.eod_id], dtype)] if self.config.append_eod else []
         pairs = zip(texts, self.tokenizer.encode_many(texts), strict=True)
-        found = [(text.encode(), np.array(ids + tail, dtype=dtype)) for text, ids in pairs if ids]
+        found = [(text.encode(), np.array(ids, dtype)) for text, ids in pairs if ids]
         documents = np.zeros(len(found), dtype=DOCUMENT)
         seed = self.config.seed.to_bytes(8, "little", signed=True)
         leading: dict[int, int] = {}
@@ -117,11 +117,19 @@ class Shards:
             if first not in leading:
                 leading[first] = self.tokenizer.leading_bytes(first)
             key = hashlib.blake2b(digest, digest_size=8, key=seed).digest()
-            documents[row] = (_number(key), _number(digest[:8]), 0, len(ids), leading[first], len(content))
+            documents[row] = (
+                _number(key),
+                _number(digest[:8]),
+                0,
+                len(ids) + len(tail),
+                leading[first],
+                len(content),
+            )
         order = np.argsort(documents["key"], kind="stable")
         documents = documents[order]
         documents["start"] = np.cumsum(documents["length"], dtype=np.int64) - documents["length"]
-        flat = np.concatenate([found[row][1] for row in order]) if len(order) else np.zeros(0, dtype)
+        pieces = [piece for row in order for piece in (found[row][1], *tail)]
+        flat = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
         return flat, documents
 
     def _special(self, ids: AnyIds, documents: int) -> int:

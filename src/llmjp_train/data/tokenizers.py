@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from llmjp_train.data import catalogue
 from llmjp_train.data.sentencepieces import BYTES, from_sentencepiece
 from llmjp_train.errors import UserError
 
+_BATCH = 64
+"""Texts at a time: what the library makes of them is many times their size, and slow where it leaves the caches."""
 _EOD = ("<EOD|LLM-jp>", "<|endoftext|>", "</s>", "<EOD>")
 
 
@@ -60,18 +62,22 @@ class Tokenizer:
         """
         return list(self.hf.encode(text, add_special_tokens=False))
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Ids of several texts; special tokens spelled out in them stay text, as far as the tokenizer can.
 
         Not for several threads at a time. Parallel over cores unless TOKENIZERS_PARALLELISM is false.
         """
         backend = self.hf.backend_tokenizer
-        before = backend.encode_special_tokens
-        backend.encode_special_tokens = True
-        try:
-            return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        finally:
-            backend.encode_special_tokens = before
+        for start in range(0, len(texts), _BATCH):
+            before = backend.encode_special_tokens
+            backend.encode_special_tokens = True
+            try:
+                found = backend.encode_batch_fast(
+                    list(texts[start : start + _BATCH]), add_special_tokens=False
+                )
+            finally:
+                backend.encode_special_tokens = before
+            yield from (each.ids for each in found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
