@@ -94,11 +94,11 @@ def test_a_bad_node_is_named_and_the_run_begins_elsewhere(
     words: tuple[str, ...], slurm: Slurm, tmp_path: Path, prepared: Path, tokenizer_folder: Path,
     calm_short: list[tuple[int, float, float]],
 ) -> None:  # fmt: skip
-    """The second of three nodes finds the file system full: what it writes there goes to /dev/full."""
+    """The second of three nodes cannot write where the others can: a folder stands in the place of its file."""
     run_dir = tmp_path / "bad"
     run_dir.mkdir()
     bad = "127.0.0.2"
-    (run_dir / f".preflight-{bad}").symlink_to("/dev/full")
+    (run_dir / f".preflight-{bad}").mkdir()
     overrides = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SHORT)
     slurm.run(*LLMJP, "submit", *words, *overrides, cwd=tmp_path)
     found = folders(run_dir)
@@ -106,7 +106,7 @@ def test_a_bad_node_is_named_and_the_run_begins_elsewhere(
 
     (incident,) = events(run_dir, "incident")
     assert (incident["what"], incident["node"], incident["lost_steps"]) == ("bad_node", bad, 0)
-    assert incident["evidence"] == f"cannot write in {run_dir}: No space left on device"
+    assert incident["evidence"] == f"cannot write in {run_dir}: Is a directory"
     assert incident["action"] == ("requeue" if len(found) == 1 else "next")
     (row,) = (json.loads(line) for line in (run_dir / "bad-nodes.jsonl").read_text().splitlines())
     assert (row["host"], row["job"], row["left_out"]) == (bad, "0001", True)
