@@ -36,19 +36,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--alike", action="store_true", help="HF Trainer's process keeps freed memory too")
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
-    from llmjp_train.launch.local import free_port
+    from llmjp_train.launch.local import free_port, keep_memory
     from llmjp_train.parallel.world import rank_environment
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     sizes = f"batch.global_batch={args.micro_batches}", f"batch.sequence_length={args.length}"
     if args.trainer:
+        if args.alike:
+            keep_memory()
         return hf_trainer(
             args.trainer, composed(args.trainer, args.model, args.precision, *sizes), args.rounds
         )
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks", "step", *words, "--trainer", f"{folder}/trainer"]
-        alike = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"} if args.alike else {}
-        environment = {**os.environ, **alike, **rank_environment(0, 1, 0, "127.0.0.1", free_port())}
+        environment = {**os.environ, **rank_environment(0, 1, 0, "127.0.0.1", free_port())}
         trainer = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.runs import losses
+from helpers.throwaway import Slurm
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
@@ -28,13 +27,6 @@ def state(run_dir: Path) -> Any:
     return json.loads(llmjp("status", run_dir, "--json"))[0]
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"no {what} in {seconds:.0f} s"
-        time.sleep(0.3)
-
-
 def steps(run_dir: Path) -> int:
     return len(losses(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
@@ -46,17 +38,17 @@ def test_a_run_on_this_machine_is_submitted_stopped_and_resumed(
     run_dir = tmp_path / "a local run"
     words = small_run(run_dir, prepared, tokenizer_folder, "schedule.length=100000", "parallel.data=2")
     llmjp("submit", *words)
-    wait(lambda: steps(run_dir) > 5, 120, "steps")
+    Slurm.wait(lambda: steps(run_dir) > 5, 120, "steps")
     assert state(run_dir)["state"] == "running"
     llmjp("stop", run_dir)
-    wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the job")
+    Slurm.wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the job")
     stopped = committed(run_dir)[-1].step
     assert stopped == steps(run_dir), "a gentle stop loses no step"
 
     llmjp("resume", run_dir)
-    wait(lambda: steps(run_dir) > stopped + 3, 120, "steps after the resume")
+    Slurm.wait(lambda: steps(run_dir) > stopped + 3, 120, "steps after the resume")
     llmjp("cancel", run_dir)
-    wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the second job")
+    Slurm.wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the second job")
     assert state(run_dir)["state"] == "stopped"
     numbers = [row[0] for row in losses(run_dir)]
     assert numbers == list(range(1, len(numbers) + 1)), "no step is missing or done twice"
