@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.throwaway import Slurm
+from helpers.processes import wait
 
 from llmjp_train.checkpoint.listing import CheckpointInfo
 from llmjp_train.errors import UserError
@@ -103,10 +103,10 @@ def test_an_end_takes_the_evaluation_s_processes_with_it(
         "device=cpu",
     ]
     process = subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words], stdout=subprocess.DEVNULL)
-    Slurm.wait(lambda: len(alive(str(run_dir))) == 4, 60, "the follower, the command, and its two processes")
+    wait(lambda: len(alive(str(run_dir))) == 4, 60, "the follower, the command, and its two processes")
     process.send_signal(number)
     process.wait(60)
-    Slurm.wait(lambda: not alive(str(run_dir)), 60, "their end")
+    wait(lambda: not alive(str(run_dir)), 60, "their end")
 
 
 def follower(run_dir: Path, out: Path, act: Any, attempts: int = 3) -> Follower:

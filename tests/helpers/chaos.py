@@ -19,8 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from helpers.processes import processes, ranks, wait
 from helpers.runs import events, last_row, losses, train
-from helpers.throwaway import ENDED, Slurm, processes, ranks
+from helpers.throwaway import ENDED, Slurm
 
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.launch.job import folders
@@ -113,7 +114,7 @@ class Chaos:
                 )
             if self.slurm.job(self.job).get("JobState", "GONE") in ENDED:
                 self.llmjp("resume", "--requeue", self.run_dir, check=False)
-                self.slurm.wait(lambda: self._pending_or_running(), 60, "a job that goes on")
+                wait(lambda: self._pending_or_running(), 60, "a job that goes on")
             time.sleep(0.2)
 
     def evidence(self) -> str:
@@ -163,7 +164,7 @@ class Chaos:
         FAULTS[kind](self)
         goes_on = kind in GO_ON
         if not goes_on:
-            self.slurm.wait(lambda: len(self.starts()) > len(before), PATIENCE, f"a start after {kind}")
+            wait(lambda: len(self.starts()) > len(before), PATIENCE, f"a start after {kind}")
         self.progress(5)
         after = self.starts()
         told = [event for event in events(self.run_dir)[known:] if event["kind"] in TOLD.get(kind, ())]
@@ -218,7 +219,7 @@ class Chaos:
     def lose_node(self) -> None:
         node, job = self.node(), self.job
         self.slurm.daemon("lose", node)
-        self.slurm.wait(lambda: self.slurm.job(job).get("JobState") != "RUNNING", 90, "the loss being seen")
+        wait(lambda: self.slurm.job(job).get("JobState") != "RUNNING", 90, "the loss being seen")
         self.slurm.daemon("start", node)
 
     def drain(self) -> None:
@@ -262,9 +263,7 @@ class Chaos:
 
     def nan(self) -> None:
         (self.run_dir.parent / "poison-now").touch()
-        self.slurm.wait(
-            lambda: not (self.run_dir.parent / "poison-now").exists(), 60, "the poison being taken"
-        )
+        wait(lambda: not (self.run_dir.parent / "poison-now").exists(), 60, "the poison being taken")
 
     def fill_disk(self) -> None:
         """Nothing fits any more until a save has failed."""
@@ -279,7 +278,7 @@ class Chaos:
                     size //= 2
         time.sleep(3)
         filler.unlink()
-        self.slurm.wait(lambda: b"FAILED" in log.read_bytes()[printed:], 60, "a save that failed")
+        wait(lambda: b"FAILED" in log.read_bytes()[printed:], 60, "a save that failed")
 
 
 FAULTS: dict[str, Callable[[Chaos], None]] = {

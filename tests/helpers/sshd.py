@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.processes import to_each_below
 
 from llmjp_train.launch.local import free_port
 
@@ -54,21 +55,17 @@ class Sshd:
 
     def silence(self) -> None:
         """Stop what serves its connections, which stay open: the network is gone, and nobody says so."""
-        for process in psutil.Process(self.server.pid).children(recursive=True):
-            if process.name().startswith("sshd"):
-                process.suspend()
+        to_each_below(self.server.pid, psutil.Process.suspend, "sshd")
 
     def speak(self) -> None:
         """Undo `silence`."""
-        for process in psutil.Process(self.server.pid).children(recursive=True):
-            if process.name().startswith("sshd"):
-                process.resume()
+        to_each_below(self.server.pid, psutil.Process.resume, "sshd")
 
     def lose(self) -> None:
         """Let the host die: the server and all that was started through it."""
-        found = [*psutil.Process(self.server.pid).children(recursive=True), psutil.Process(self.server.pid)]
-        for process in found:
-            process.kill()
+        psutil.Process(self.server.pid).suspend()  # nothing new comes of it
+        to_each_below(self.server.pid, psutil.Process.kill)
+        self.server.kill()
         self.server.wait(10)
 
 

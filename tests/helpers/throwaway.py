@@ -7,14 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from helpers.processes import wait
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "throwaway.py"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
@@ -65,18 +64,8 @@ class Slurm:
 
     def wait_job(self, number: str, states: tuple[str, ...] = ENDED, seconds: float = 60) -> str:
         """The state of a job once it is one of ``states``."""
-        self.wait(
-            lambda: self.job(number).get("JobState", "GONE") in states, seconds, f"job {number} {states}"
-        )
+        wait(lambda: self.job(number).get("JobState", "GONE") in states, seconds, f"job {number} {states}")
         return self.job(number).get("JobState", "GONE")
-
-    @staticmethod
-    def wait(ready: Callable[[], Any], seconds: float, what: str) -> None:
-        """Wait until ``ready`` says so."""
-        end = time.monotonic() + seconds
-        while not ready():
-            assert time.monotonic() < end, f"not within {seconds} s: {what}"
-            time.sleep(0.1)
 
     def daemon(self, word: str, name: str) -> None:
         """`kill` or `start` slurmctld or the slurmd of a node; `lose` a node with all that runs on it."""
@@ -105,28 +94,3 @@ def cluster(nodes: int, gpus: int = 0, cpus: int = 16) -> Iterator[Slurm]:
         keeper.communicate(timeout=30)  # closes its standard input
         assert load()._strays(root) == []
         shutil.rmtree(root, ignore_errors=True)
-
-
-def processes(run_dir: Path) -> dict[int, int]:
-    """Supervisors and ranks of a run's jobs, each with its parent; srun names them too, and is another program."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words, stat = (process / "cmdline").read_bytes(), (process / "stat").read_text()
-        except OSError:
-            continue
-        if (
-            words.startswith(sys.executable.encode())
-            and b"train_node" in words
-            and str(run_dir).encode() in words
-        ):
-            state, parent = stat.rpartition(")")[2].split()[:2]
-            if state != "Z":
-                found[int(process.name)] = int(parent)
-    return found
-
-
-def ranks(run_dir: Path) -> list[int]:
-    """Those of them that train."""
-    found = processes(run_dir)
-    return sorted(pid for pid, parent in found.items() if parent in found)

@@ -13,15 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers.processes import processes, to_each_below, wait
 from helpers.runs import events, losses, seconds_between, train
 from helpers.sshd import Sshd, sshd
-from helpers.throwaway import Slurm, processes
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
 from llmjp_train.launch.job import folders
 
-wait = Slurm.wait
 LONG = ("schedule.length=100000", "evaluation.validation_every=null", "checkpoint.every_steps=20")
 HURT = ("schedule.length=400", *LONG[1:])
 
@@ -217,9 +216,9 @@ def test_a_line_that_breaks_does_not_keep_the_ranks_from_saving(
     wait(lambda: steps(run_dir) > 5, 150, "steps")
     (folder,) = folders(run_dir)
     script = int(folder.scheduler_id.partition("-")[0])
-    for process in [psutil.Process(script), *psutil.Process(script).children(recursive=True)]:
-        if process.name() in ("bash", "ssh"):
-            process.kill()
+    psutil.Process(script).suspend()  # its last words would go to a terminal that is gone
+    to_each_below(script, psutil.Process.kill, "bash", "ssh")
+    psutil.Process(script).kill()
     wait(lambda: events(run_dir, "stop"), 100, "the stop")
     wait(lambda: processes(run_dir) == {}, 60, "the end of all")
     last = events(run_dir, "stop")[-1]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import wait
 from helpers.runs import losses
-from helpers.throwaway import Slurm
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
@@ -38,17 +38,17 @@ def test_a_run_on_this_machine_is_submitted_stopped_and_resumed(
     run_dir = tmp_path / "a local run"
     words = small_run(run_dir, prepared, tokenizer_folder, "schedule.length=100000", "parallel.data=2")
     llmjp("submit", *words)
-    Slurm.wait(lambda: steps(run_dir) > 5, 120, "steps")
+    wait(lambda: steps(run_dir) > 5, 120, "steps")
     assert state(run_dir)["state"] == "running"
     llmjp("stop", run_dir)
-    Slurm.wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the job")
+    wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the job")
     stopped = committed(run_dir)[-1].step
     assert stopped == steps(run_dir), "a gentle stop loses no step"
 
     llmjp("resume", run_dir)
-    Slurm.wait(lambda: steps(run_dir) > stopped + 3, 120, "steps after the resume")
+    wait(lambda: steps(run_dir) > stopped + 3, 120, "steps after the resume")
     llmjp("cancel", run_dir)
-    Slurm.wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the second job")
+    wait(lambda: state(run_dir)["jobs"] == [], 90, "end of the second job")
     assert state(run_dir)["state"] == "stopped"
     numbers = [row[0] for row in losses(run_dir)]
     assert numbers == list(range(1, len(numbers) + 1)), "no step is missing or done twice"

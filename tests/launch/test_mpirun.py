@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.processes import processes, to_each_below, wait
 from helpers.runs import events, losses
 from helpers.sshd import need
-from helpers.throwaway import Slurm, processes
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
@@ -17,7 +17,6 @@ from llmjp_train.config.compose import compose
 from llmjp_train.launch.job import JobFolder
 from llmjp_train.launch.submit import Asked, _script, prepare
 
-wait = Slurm.wait
 PBS = (
     "cluster.scheduler=pbs", "cluster.launcher=mpirun", "cluster.partition=q", "cluster.devices_per_node=2",
     "cluster.nodes=1", "parallel.data=2", "cluster.interface=lo", "schedule.length=100000",
@@ -57,8 +56,7 @@ def test_a_killed_supervisor_and_a_stop_are_what_they_are_though_mpirun_starts_t
         assert script.wait(60) == 75
     finally:
         if script.poll() is None:
-            for process in psutil.Process(script.pid).children(recursive=True):
-                process.kill()
+            to_each_below(script.pid, psutil.Process.kill)
             script.kill()
     ends = [row for row in folder.history() if row["kind"] == "end"]
     assert [(row["code"], row["action"]) for row in ends] == [(1, "restart"), (75, "next")]

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import processes, ranks, wait
 from helpers.runs import events, losses, seconds_between, train
-from helpers.throwaway import Slurm, processes, ranks
+from helpers.throwaway import Slurm
 from helpers.toy import small_run
 
 import llmjp_train
@@ -40,7 +41,7 @@ def test_a_rank_that_hangs_is_found_and_the_run_ends_as_if_nothing_had_been(
 ) -> None:
     run_dir = tmp_path / "hung"
     slurm.run(*LLMJP, "submit", *small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES), cwd=tmp_path)
-    slurm.wait(lambda: rows(run_dir) > 10, 200, "10 steps")
+    wait(lambda: rows(run_dir) > 10, 200, "10 steps")
     found = ranks(run_dir)
     assert len(found) == 2
     os.kill(found[1], signal.SIGSTOP)
@@ -67,7 +68,7 @@ def test_a_lost_node_is_left_and_the_run_goes_on_elsewhere(
     run_dir = tmp_path / "lost"
     words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES)
     slurm.run(*LLMJP, "submit", "--requeue", *words, cwd=tmp_path)
-    slurm.wait(lambda: rows(run_dir) > 10, 200, "10 steps")
+    wait(lambda: rows(run_dir) > 10, 200, "10 steps")
     (folder,) = folders(run_dir)
     node = slurm.run("scontrol", "show", "hostnames", slurm.job(folder.scheduler_id)["NodeList"]).split()[-1]
     slurm.daemon("lose", node)
@@ -139,7 +140,7 @@ def test_a_port_that_another_program_took_costs_one_start(
         found = sorted(folder.path.glob("attempt-*/meeting.json"))
         return [json.loads(path.read_text())["port"] for path in found]
 
-    slurm.wait(ports, 100, "nodes that meet")
+    wait(ports, 100, "nodes that meet")
     with socket.socket() as other:
         other.bind(("127.0.0.1", ports()[0]))
         other.listen()
@@ -199,7 +200,7 @@ def test_a_controller_that_is_killed_costs_the_run_nothing(
     words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *SIZES)
     slurm.run(*LLMJP, "submit", *words, cwd=tmp_path)
     (folder,) = folders(run_dir)
-    slurm.wait(lambda: rows(run_dir) > 10, 200, "10 steps")
+    wait(lambda: rows(run_dir) > 10, 200, "10 steps")
     slurm.daemon("kill", "slurmctld")
     try:
         at = rows(run_dir)
@@ -207,10 +208,10 @@ def test_a_controller_that_is_killed_costs_the_run_nothing(
         assert status["state"] == "running", "the run directory knows without the scheduler"
         cancelled = slurm.run(*LLMJP, "cancel", run_dir, "--now", check=False)
         assert "Unable to contact slurm controller" in cancelled, "and not: no job runs"
-        slurm.wait(lambda: rows(run_dir) > at, 60, "steps without a controller")
+        wait(lambda: rows(run_dir) > at, 60, "steps without a controller")
     finally:
         slurm.daemon("start", "slurmctld")
-    slurm.wait(lambda: bool(events(run_dir, "end")), 150, "the end")
+    wait(lambda: bool(events(run_dir, "end")), 150, "the end")
     slurm.wait_job(folder.scheduler_id, seconds=100)
     assert losses(run_dir) == calm_losses(tmp_path, prepared, tokenizer_folder)
 
@@ -226,7 +227,7 @@ def test_the_committed_example_works_with_plain_sbatch(
     example = root / "slurm" / "examples" / "tiny-dev.sbatch"
     number = slurm.run("sbatch", "--parsable", example, cwd=tmp_path).strip()
     run_dir = tmp_path / "runs" / "tiny-cpu"
-    slurm.wait(lambda: rows(run_dir) >= 2, 150, "two steps")
+    wait(lambda: rows(run_dir) >= 2, 150, "two steps")
     (folder,) = folders(run_dir)
     assert folder.scheduler_id == number
     slurm.run(*LLMJP, "stop", run_dir)

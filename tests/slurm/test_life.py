@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import processes, ranks, wait
 from helpers.runs import events, losses, train
-from helpers.throwaway import Slurm, processes, ranks
+from helpers.throwaway import Slurm
 from helpers.toy import small_run
 
 from llmjp_train.checkpoint.listing import committed
@@ -45,7 +46,7 @@ def test_a_run_survives_a_killed_rank_and_stops_when_asked(
     refused = slurm.run(*LLMJP, "submit", *words, check=False)
     assert f"job {first.scheduler_id} of" in refused
     assert "a run has one writer" in refused
-    slurm.wait(lambda: steps(run_dir) > 25, 90, "25 steps")
+    wait(lambda: steps(run_dir) > 25, 90, "25 steps")
     now = said(slurm, "status", run_dir)[0]
     assert now["state"] == "running"
     assert [job["state"] for job in now["jobs"]] == ["running", "pending"]
@@ -55,7 +56,7 @@ def test_a_run_survives_a_killed_rank_and_stops_when_asked(
     found = ranks(run_dir)
     assert len(found) == 2
     os.kill(found[1], signal.SIGKILL)
-    slurm.wait(lambda: len(events(run_dir, "resume")) == 1, 90, "a restart inside the job")
+    wait(lambda: len(events(run_dir, "resume")) == 1, 90, "a restart inside the job")
     (incident,) = said(slurm, "incidents", run_dir)
     assert incident["kind"] == "rank_died"
     assert "was killed by SIGKILL" in incident["evidence"]
@@ -65,7 +66,7 @@ def test_a_run_survives_a_killed_rank_and_stops_when_asked(
 
     before = len(committed(run_dir))
     at = steps(run_dir)
-    slurm.wait(lambda: steps(run_dir) > at, 60, "steps after the restart")
+    wait(lambda: steps(run_dir) > at, 60, "steps after the restart")
     slurm.run(*LLMJP, "save", run_dir)
     slurm.run(*LLMJP, "note", run_dir, "a rank was killed on purpose")
     slurm.run(*LLMJP, "stop", run_dir)
@@ -100,7 +101,7 @@ def test_a_chain_goes_over_signals_to_the_same_losses_and_then_ends_by_itself(
     slurm.run(*LLMJP, "submit", "--chain", "4", *words, cwd=tmp_path)
     jobs = [folder.scheduler_id for folder in folders(run_dir)]
     for job, step in ((jobs[0], 20), (jobs[1], 60)):
-        slurm.wait(lambda step=step: steps(run_dir) > step, 100, f"step {step}")  # type: ignore[misc]
+        wait(lambda step=step: steps(run_dir) > step, 100, f"step {step}")  # type: ignore[misc]
         slurm.run("scancel", "--signal=USR1", job)
         slurm.wait_job(job)
     ends = [slurm.wait_job(job, seconds=120) for job in jobs]
@@ -125,17 +126,17 @@ def test_a_requeued_job_and_one_cancelled_gently(
     words = small_run(run_dir, prepared, tokenizer_folder, *NODES, *sizes)
     slurm.run(*LLMJP, "submit", "--requeue", *words, cwd=tmp_path)
     folder = folders(run_dir)[0]
-    slurm.wait(lambda: steps(run_dir) > 5, 60, "steps")
+    wait(lambda: steps(run_dir) > 5, 60, "steps")
     slurm.run("scancel", "--signal=USR1", folder.scheduler_id)
-    slurm.wait(lambda: len(events(run_dir, "resume")) == 1, 100, "the job's second run")
+    wait(lambda: len(events(run_dir, "resume")) == 1, 100, "the job's second run")
     assert slurm.job(folder.scheduler_id)["Restarts"] == "1"
     assert events(run_dir, "resume")[0]["step"] == events(run_dir, "stop")[0]["step"]
     at = steps(run_dir)
-    slurm.wait(lambda: steps(run_dir) > at + 2, 60, "steps after it")
+    wait(lambda: steps(run_dir) > at + 2, 60, "steps after it")
     # And by hand, as a second job that waits for the first to have saved.
     slurm.run(*LLMJP, "requeue", run_dir)
     assert slurm.wait_job(folder.scheduler_id) == "FAILED"
-    slurm.wait(lambda: len(events(run_dir, "resume")) == 2, 100, "the second job")
+    wait(lambda: len(events(run_dir, "resume")) == 2, 100, "the second job")
     assert events(run_dir, "resume")[1]["step"] == events(run_dir, "stop")[1]["step"]
     folder = folders(run_dir)[1]
     done = slurm.run(*LLMJP, "cancel", run_dir)
@@ -178,7 +179,7 @@ def test_a_sweep_is_one_array_with_a_run_directory_each(
     array = jobs[0].partition("_")[0]
     assert jobs == [f"{array}_1", f"{array}_2"]
     assert all(job in done for job in jobs)
-    slurm.wait(lambda: said(slurm, "status", *runs)[1]["jobs"] != [], 30, "the second to be known")
+    wait(lambda: said(slurm, "status", *runs)[1]["jobs"] != [], 30, "the second to be known")
     for run, job in zip(runs, jobs, strict=True):
         assert slurm.wait_job(job, seconds=120) == "COMPLETED", folders(run)[0].log.read_text()
     peaks = [max(row["lr"] for row in RunRecord(run).read_metrics() if "lr" in row) for run in runs]
@@ -187,10 +188,10 @@ def test_a_sweep_is_one_array_with_a_run_directory_each(
     longer = [f"run_dir={sweep}", "schedule.length=100000", "schedule.warmup=0"]
     slurm.run(*LLMJP, "submit", "-m", *words, "optimizer.lr=3e-3,4e-3", *longer, cwd=tmp_path)
     runs = [sweep / f"optimizer.lr={lr}" for lr in ("0.003", "0.004")]
-    slurm.wait(lambda: all(steps(run) > 3 for run in runs), 90, "steps of both")
+    wait(lambda: all(steps(run) > 3 for run in runs), 90, "steps of both")
     slurm.run(*LLMJP, "cancel", runs[0], "--now")
-    slurm.wait(lambda: said(slurm, "status", runs[0])[0]["jobs"] == [], 60, "the end of one")
+    wait(lambda: said(slurm, "status", runs[0])[0]["jobs"] == [], 60, "the end of one")
     at = steps(runs[1])
-    slurm.wait(lambda: steps(runs[1]) > at + 3, 60, "steps of the other")
+    wait(lambda: steps(runs[1]) > at + 3, 60, "steps of the other")
     slurm.run(*LLMJP, "cancel", runs[1], "--now")
-    slurm.wait(lambda: said(slurm, "status", runs[1])[0]["jobs"] == [], 60, "the end of the other")
+    wait(lambda: said(slurm, "status", runs[1])[0]["jobs"] == [], 60, "the end of the other")
