@@ -60,23 +60,47 @@ def test_errors_are_those_of_the_ranks_and_of_what_started_them(
     ]
 
 
+def two_jobs(run_dir: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, **first: str) -> None:
+    """Jobs 11 and 12 of a Slurm whose `squeue` is a few lines of sh."""
+    for number, end in ((11, first), (12, {"action": "requeue"})):
+        folder = new_folder(run_dir)
+        folder.write(a_job("mdx")[0])
+        folder.scheduler_id = str(number)
+        folder.note("begin", attempt="1")
+        folder.note("end", attempt="1", reason="", **end)
+    program = run_dir / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase "$*" in {squeue} esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+
 def test_status_names_the_job_that_waits_and_none_that_the_scheduler_has_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunRecord(tmp_path).create("{}")
-    for number, action in ((11, "restart"), (12, "requeue")):
-        folder = new_folder(tmp_path)
-        folder.write(a_job("mdx")[0])
-        folder.scheduler_id = str(number)
-        folder.note("begin", attempt="1")
-        folder.note("end", attempt="1", action=action, reason="")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    squeue = programs / "squeue"  # what it prints of a job of this morning, and of one that waits
-    squeue.write_text('#!/bin/sh\ncase "$*" in *12*) echo "12|PENDING|BadConstraints|";; esac\n')
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    # What it prints of a job of this morning, and of one that waits.
+    two_jobs(tmp_path, monkeypatch, '*12*) echo "12|PENDING|BadConstraints|";;', action="restart")
     found = status(tmp_path)
     assert [job["id"] for job in found.jobs] == ["12"]
     assert found.state == "waiting"
     assert found.why.endswith("job 12 is queued (BadConstraints)")
+
+
+@pytest.mark.parametrize(
+    ("squeue", "told"),
+    [
+        (
+            '*11*) echo slurm is away >&2; exit 1;; *12*) echo "12|PENDING|Priority|";;',
+            ("queued", "job 12 (Priority)"),
+        ),
+        ('*11*) echo "11|PENDING|Priority|";; *12*) echo "12|RUNNING|n1|";;', ("starting", "job 12")),
+    ],
+)
+def test_before_the_first_step_the_job_that_is_nearest_to_it_is_told(
+    squeue: str, told: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_jobs(tmp_path, monkeypatch, squeue, action="requeue")
+    found = status(tmp_path)
+    assert [job["id"] for job in found.jobs] == ["11", "12"]
+    assert (found.state, found.why) == told

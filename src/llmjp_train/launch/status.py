@@ -101,11 +101,14 @@ def _asked(job: Job, identity: str) -> JobState:
 
 
 def _unstarted(run_dir: Path, jobs: list[dict[str, Any]]) -> Status:
-    state = "queued" if any(job["state"] == "pending" for job in jobs) else "starting" if jobs else "failed"
-    verdict = _verdict(run_dir)
-    why = jobs[0]["detail"] if jobs else "; ".join(filter(None, ("no job of it took a step", verdict)))
-    if not jobs:
-        why += f": see 'llmjp logs {run_dir}'"
+    nearest = sorted(jobs, key=lambda job: ("running", "pending", "unknown").index(job["state"]))
+    if nearest:
+        first = nearest[0]
+        state = "queued" if first["state"] == "pending" else "starting"
+        why = " ".join(filter(None, (f"job {first['id']}", first["detail"] and f"({first['detail']})")))
+    else:
+        why = "; ".join(filter(None, ("no job of it took a step", _verdict(run_dir))))
+        state, why = "failed", f"{why}: see 'llmjp logs {run_dir}'"
     return Status(
         str(run_dir), state, why, 0, None, None, None, None, None, _job_left(run_dir, jobs), None, "", jobs,
         left_out(run_dir),
