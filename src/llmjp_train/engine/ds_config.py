@@ -46,6 +46,9 @@ def ds_config(config: TrainConfig, parameters: int) -> dict[str, Any]:
     if dtype is Dtype.bf16:
         found["bf16"] = {"enabled": True}
         found["data_types"] = {"grad_accum_dtype": "fp32"}
+        found["communication_data_type"] = (
+            "fp32"  # else the fp32 sums are rounded to bf16 before ranks add theirs
+        )
     elif dtype is Dtype.fp16:
         found["fp16"] = {"enabled": True, "loss_scale": 0}
         found["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -147,8 +147,8 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
         return [
             Term(
                 "reduction buffers",
-                (4 + job.item) * weights,
-                f"(4 + {job.item}) B x {weights:,}: a flat copy of all gradients and its cast; bucket_mb has no say",
+                4 * weights,
+                f"4 B x {weights:,}: a flat fp32 copy of all gradients; bucket_mb has no say",
                 "deepspeed/runtime/engine.py, allreduce_bucket on one flat tensor a group",
                 "bound",
             )
@@ -165,6 +165,17 @@ def reduction_terms(job: Job, stage: Stage) -> list[Term]:
             )
         ]
     found = bucket_terms(job, stage)
+    if job.zero == 2 and job.item < 4:
+        size = found[0].bytes // job.item
+        found.append(
+            Term(
+                "reduction buffers",
+                (job.item + 4) * size,
+                f"({job.item} + 4) B x {size:,}: a bucket laid flat, and its fp32 copy that is summed",
+                "stage_1_and_2.py, allreduce_bucket",
+                "bound",
+            )
+        )
     if job.zero in (1, 2):
         found.append(
             Term(
@@ -185,13 +196,13 @@ def bucket_terms(job: Job, stage: Stage) -> list[Term]:
     if job.zero == 0 or _accumulates_apart(job):
         return []
     size = max(1, min(job.bucket_mb * 2**20 // 4, stage.parameters))
-    item = 4 if job.zero == 1 else job.item
+    item = job.item if job.zero == 2 else 4
     return [
         Term(
             "reduction buffers",
             item * size,
             f"{item} B x {size:,}: parallel.bucket_mb",
-            "deepspeed/runtime/zero, ipg bucket; ZeRO-1 fills it with fp32 sums",
+            "deepspeed/runtime/zero, ipg bucket; ZeRO-1 and 3 fill it with what is summed in fp32",
             "bound",
         )
     ]

@@ -284,26 +284,30 @@ def _data_parts(job: Job, stage: Stage, rates: Rates, micro: float) -> list[Part
     if job.data == 1:
         return []
     share, rate = (job.data - 1) / job.data, data_rate(job, rates)
-    count = stage.parameters
+    count, ours = stage.parameters, job.engine.name == "llmjp-train"
     if job.zero == 3:
         # gathered in both passes, gradients scattered in one, for each micro batch; hidden behind the compute
-        one = share * count * (2 * job.item + job.item) / rate
-        exposed = (
-            max(0.0, one - micro) if job.engine.data_overlap or job.engine.name == "llmjp-train" else one
-        )
+        each = 2 * job.item + (4 if ours else job.item)
+        one = share * count * each / rate
+        exposed = max(0.0, one - micro) if job.engine.data_overlap or ours else one
         first = one / 3 / max(1, stage.layers)
         return [
             Part(
                 "data-parallel communication",
                 job.micro_batches * exposed + first,
-                f"{job.micro_batches} x what {3 * job.item} B x {count:,} at {rate / 1e9:.1f} GB/s exceeds compute by",
+                f"{job.micro_batches} x what {each} B x {count:,} at {rate / 1e9:.1f} GB/s exceeds compute by",
                 "ZeRO-3, overlapped; constant network",
             )
         ]
-    each = 2 * job.item if job.zero <= 1 and job.engine.name == "llmjp-train" else 4
     gather = job.item if job.zero else 0
+    if ours:
+        # DeepSpeed adds up by all-reduce, which sends twice what a reduce-scatter does; ZeRO-2 in each micro batch.
+        times = job.micro_batches if job.zero == 2 else 1
+        each, formula = 8 * times, "8" if times == 1 else f"{times} x 8"
+    else:
+        each, formula = 4, "4"
     seconds = share * count * (each + gather) / rate
-    what = f"({each} + {gather}) B x {count:,} at {rate / 1e9:.1f} GB/s"
+    what = f"({formula} + {gather}) B x {count:,} at {rate / 1e9:.1f} GB/s"
     if job.engine.data_overlap:
         # behind the last micro batch's backward and the first one's forward pass
         return [
