@@ -79,7 +79,6 @@ def composed(folder: Path, model: str, precision: str, *more: str) -> Any:
 
 def our_loop(config: Any) -> tuple[Any, Callable[[], None]]:
     """A run without tokenizer files, and a function that takes one step of the real loop."""
-    from llmjp_train.config.derive import derived
     from llmjp_train.config.phases import phases
     from llmjp_train.data.stream import TrainingStream
     from llmjp_train.engine.make import make_engine
@@ -113,7 +112,6 @@ def our_loop(config: Any) -> tuple[Any, Callable[[], None]]:
         stops=Stops(),
         lease=None,
         fingerprints={},
-        flops_per_token=derived(config).flops_per_token,
         peak_flops=peak_flops(config.cluster, config.precision.dtype, layout.device),
     )
     found, loader = hooks(run, None), run.loader()
@@ -196,6 +194,7 @@ def plain_torch(config: Any, run: Any) -> Callable[[], None]:
 
 def measure(config: Any, args: argparse.Namespace, trainer: "subprocess.Popen[str]") -> None:
     """Take turns."""
+    from llmjp_train.config.derive import derived
     from llmjp_train.engine import deepspeed_setup
     from llmjp_train.launch.local import keep_memory
 
@@ -217,7 +216,7 @@ def measure(config: Any, args: argparse.Namespace, trainer: "subprocess.Popen[st
     for other in list(turns)[1:]:
         rows += ratios(f"our step / {other}", found["ours"], found[other], goals.get(other, ""))
     middle = statistics.median(clock for clock, _ in found["ours"])
-    rate = args.micro_batches * args.length * run.flops_per_token / middle
+    rate = args.micro_batches * args.length * derived(config).flops_per_token / middle
     what = f"{args.model}, {args.micro_batches} x {args.length} tokens, {args.precision}"
     rows.append((f"our step, {what}", f"{middle:.2f} s", ""))
     rows.append(("share of the measured matmul peak", f"{rate / run.peak_flops:.3f}", "goal >= 0.65 at 150m"))

@@ -3,6 +3,7 @@
 import pytest
 
 from llmjp_train.config.compose import compose
+from llmjp_train.config.derive import derived, flops_per_token, flops_until
 from llmjp_train.config.phases import phase_at, phases, steps_for
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.config.training import Unit
@@ -64,3 +65,16 @@ def test_counts_are_those_of_counting(overrides: tuple[str, ...]) -> None:
         if step:
             assert steps_for(table, samples - 1, Unit.samples) == step
             assert steps_for(table, tokens + 1, Unit.tokens) == step + 1
+
+
+@pytest.mark.parametrize("steps", [1, 15, 21, 60])
+def test_flops_are_counted_at_each_step_s_own_length(steps: int) -> None:
+    config = composed(CHANGES)
+    table = phases(config)
+    each = (phase_at(table, step) for step in range(steps))
+    brute = sum(
+        p.global_batch * p.sequence_length * flops_per_token(config.model, p.sequence_length) for p in each
+    )
+    assert flops_until(config.model, table, steps) == pytest.approx(brute)
+    config.schedule.length = steps
+    assert derived(config).flops_total == pytest.approx(brute)

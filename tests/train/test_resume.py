@@ -82,6 +82,9 @@ def test_declared_changes_and_a_ramp_are_recorded_and_resumed_exactly(overrides:
     assert changes[-1]["sequence_length"] == 64
     rows = {r["step"]: r for r in RunRecord(tmp_path / "parts").read_metrics() if "loss" in r}
     assert rows[20]["tokens"] - rows[19]["tokens"] == 4 * 64
+    for step in range(2, 21):  # the last step of a phase is rated by its own sizes
+        taken = rows[step]["tokens"] - rows[step - 1]["tokens"]
+        assert rows[step]["tokens_per_s"] * rows[step]["step_s"] == pytest.approx(taken), step
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])

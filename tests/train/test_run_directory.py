@@ -151,6 +151,35 @@ def test_a_decay_branch_goes_on_from_a_saved_run_and_may_take_other_data(
     assert train(1, [*other, "allow_changed=[data]"]) == [exit_codes.OK]
 
 
+@pytest.mark.parametrize(
+    ("words", "declared"),
+    [
+        (("batch.global_batch=8",), "changes=[{step:20,global_batch:8}]"),
+        (("batch.sequence_length=16",), ""),
+        (("changes=[{step:5,global_batch:8}]",), "changes=[{step:20,global_batch:8}]"),
+    ],
+)
+def test_a_batch_that_was_not_the_past_s_is_refused_and_declared_from_here_on_taken(
+    words: tuple[str, ...], declared: str, stopped: Path
+) -> None:
+    """Else the data would go on somewhere else: the position follows from the step and the sizes."""
+    told = resume(stopped, *words, "schedule.length=22", "allow_changed=[data]")
+    assert "step-00000020.epoch-0001 was reached with 120 samples (3,840 tokens)" in told
+    assert "declare what is new from here on: 'changes=[{step:20,global_batch:" in told
+    if declared:
+        assert resume(stopped, declared, "schedule.length=22") == exit_codes.OK
+        rows = {row["step"]: row["samples"] for row in RunRecord(stopped).read_metrics() if "loss" in row}
+        assert (rows[20], rows[22]) == (120, 136)
+
+
+def test_a_branch_too_takes_up_the_data_where_its_stem_stood(
+    overrides: Overrides, stopped: Path, tmp_path: Path
+) -> None:
+    more = (*PLAIN, "schedule.length=12", f"fork.from={stopped}", "fork.step=10")
+    (told,) = train(1, overrides(tmp_path / "branch", *more, "batch.global_batch=8"))
+    assert "step-00000010.epoch-0001 was reached with 60 samples" in told
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llmjp_train.config.model import Bias, Mlp, ModelConfig, Norm, Position
-from llmjp_train.config.phases import phase_at, phases, steps_for
+from llmjp_train.config.phases import Phase, phase_at, phases, steps_for
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.config.training import CheckpointConfig
 
@@ -68,6 +68,17 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     return 6.0 * matrices + 6.0 * model.num_layers * sequence_length * width
 
 
+def flops_until(model: ModelConfig, table: list[Phase], steps: int) -> float:
+    """Model FLOPs of the first ``steps`` steps of a run, each at the sequence length of its phase."""
+    total = 0.0
+    for phase in table:
+        end = steps if phase.last_step is None else min(steps, phase.last_step)
+        if end > phase.first_step:
+            tokens = phase.tokens_at(end) - phase.first_token
+            total += tokens * flops_per_token(model, phase.sequence_length)
+    return total
+
+
 def saved_steps(total: int, config: CheckpointConfig) -> list[int]:
     """Steps at which a run of ``total`` steps saves, as far as steps decide."""
     steps = {step for step in config.keep_steps if step <= total}
@@ -118,6 +129,7 @@ class Derived:
     epochs: dict[str, float]
     """Passes over each source whose size is known."""
     flops_per_token: float
+    """At the end of the run."""
     flops_total: float
     checkpoint_bytes: int
     checkpoints_kept: int
@@ -164,7 +176,7 @@ def derived(config: TrainConfig) -> Derived:
         warmup_tokens=phase_at(table, warmup).tokens_at(warmup),
         epochs=_epochs(config, tokens),
         flops_per_token=per_token,
-        flops_total=per_token * tokens,
+        flops_total=flops_until(model, table, steps),
         checkpoint_bytes=size,
         checkpoints_kept=len(kept),
         kept_checkpoints_bytes=size * len(kept),

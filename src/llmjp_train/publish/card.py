@@ -213,7 +213,6 @@ def _training(found: Facts) -> list[Row]:
     state = ": ".join(part for part in (summary.state, summary.reason) if part)
     state_ja = STATES.get(summary.state, summary.state) + (f"（{summary.reason}）" if summary.reason else "")
     steps = f"{summary.step:,} / {summary.total_steps:,}" if summary.total_steps else f"{summary.step:,}"
-    flops = found.derived.flops_per_token * summary.tokens if found.derived and summary.tokens else None
     rate = median(found.steps, "tokens_per_s")
     adam = None if nested(config, "optimizer", "beta1") is None else betas(config["optimizer"])
     points = validations(found.rows)
@@ -230,7 +229,7 @@ def _training(found: Facts) -> list[Row]:
         Row("Peak learning rate", "最大学習率", _text(nested(config, "optimizer", "lr"), "g")),
         Row("Schedule", "学習率スケジュール", _text(nested(config, "schedule", "kind"))),
         Row("Precision", "計算精度", _text(nested(config, "precision", "dtype"))),
-        Row("Model FLOPs", "総計算量（モデル FLOPs）", _text(flops, ".3g")),
+        Row("Model FLOPs", "総計算量（モデル FLOPs）", _text(summary.flops or None, ".3g")),
         Row("Time in steps, hours", "学習ステップの合計所要時間（時間）", _text(hours, ".3g")),
         Row("Tokens per second, median", "スループット（トークン/秒、中央値）", _text(rate, ",.0f")),
         Row("Devices", "ハードウェア", _devices(environment)),

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from llmjp_train.config.derive import Derived, derived
+from llmjp_train.config.derive import Derived, derived, flops_until
+from llmjp_train.config.phases import phases
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.lease import STALE_SECONDS, Epoch, read_epochs
 from llmjp_train.runlog.machine import alive
@@ -48,6 +49,8 @@ class Summary:
     step: int
     samples: int | None
     tokens: int | None
+    flops: float | None
+    """Model FLOPs of the steps that were taken."""
     loss: float | None
     """Training loss of the newest step, nats a token."""
     tokens_per_s: float | None
@@ -158,7 +161,8 @@ def summary(record: RunRecord) -> Summary:
     steps, points = step_rows(rows), validations(rows)
     state, reason = run_state(record.path, events)
     last = steps[-1] if steps else {}
-    numbers, problems = _derived(record)
+    step = int(last.get("step", events[-1].get("step", 0) if events else 0))
+    numbers, flops, problems = _derived(record, step)
     times = [str(row["time"]) for row in (*events[-1:], *rows[-1:]) if "time" in row]
     return Summary(
         name=str(values.get("name", record.path.name)),
@@ -167,9 +171,10 @@ def summary(record: RunRecord) -> Summary:
         reason=reason,
         model=str((values.get("model") or {}).get("name", "")),
         derived=numbers,
-        step=int(last.get("step", events[-1].get("step", 0) if events else 0)),
+        step=step,
         samples=last.get("samples"),
         tokens=last.get("tokens"),
+        flops=flops,
         loss=last.get("loss"),
         tokens_per_s=median(steps[-50:], "tokens_per_s"),
         mfu=median(steps[-50:], "mfu"),
@@ -189,14 +194,15 @@ def median(rows: list[dict[str, Any]], key: str) -> float | None:
     return float(statistics.median(found)) if found else None
 
 
-def _derived(record: RunRecord) -> tuple[Derived | None, list[str]]:
-    """What the configuration asks for, or why this version cannot read it."""
+def _derived(record: RunRecord, step: int) -> tuple[Derived | None, float | None, list[str]]:
+    """What the configuration asks for and the FLOPs up to a step, or why this version cannot read it."""
     from llmjp_train.config.compose import load_config  # imports Hydra: not for who only wants a state
 
     try:
-        return derived(load_config(record.path / "config.yaml")), []
+        config = load_config(record.path / "config.yaml")
+        return derived(config), flops_until(config.model, phases(config), step), []
     except UserError as error:
-        return None, [str(error)]
+        return None, None, [str(error)]
 
 
 def run_state(run_dir: Path, events: list[dict[str, Any]]) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from llmjp_train.config.derive import flops_per_token
+from llmjp_train.config.phases import phase_at
 from llmjp_train.engine.result import StepResult
 from llmjp_train.parallel.layout import START_MINUTES
 from llmjp_train.train.metrics import (
@@ -91,10 +93,9 @@ class Metrics(Hook):
 
     def _figures(self, run: Run, row: Row, score: float | None) -> dict[str, Any]:
         result = row.result
-        phase = run.phase
-        tokens = phase.global_batch * phase.sequence_length
-        rate = tokens / row.step_s
-        flops = rate * run.flops_per_token
+        phase = phase_at(run.phases, run.step - 1)  # of the step that was taken, not of the one to come
+        rate = phase.global_batch * phase.sequence_length / row.step_s
+        flops = rate * flops_per_token(run.config.model, phase.sequence_length)
         figures: dict[str, Any] = {
             "samples": run.samples,
             "loss": result.loss,

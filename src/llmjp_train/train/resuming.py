@@ -26,6 +26,7 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     except DamagedError as error:
         raise UserError(f"{error}. {offer(checkpoint)}") from None
     run.step = state["step"]
+    _check_position(run, state, checkpoint.path)
     inherited = (LEFT_OUT, NOT_APPLIED) if fork else state["memory"]
     run.memory = {key: state["memory"][key] for key in inherited if key in state["memory"]}
     if not fork:
@@ -39,6 +40,19 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     }
     if fork:
         run.origin["fork_of"] = str(run.config.fork.run)
+
+
+def _check_position(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Refuse sizes that were not the past's: the data order would leave samples out or take some twice."""
+    if (state["samples"], state["tokens"]) == (run.samples, run.tokens):
+        return
+    batch = run.config.batch
+    raise UserError(
+        f"{path.name} was reached with {state['samples']:,} samples ({state['tokens']:,} tokens); by the present "
+        f"settings of batch and changes it would be {run.samples:,} ({run.tokens:,}).\nGive batch.global_batch, "
+        f"batch.sequence_length, batch.ramp_* and changes as they were, and declare what is new from here on: "
+        f"'changes=[{{step:{run.step},global_batch:{batch.global_batch},sequence_length:{batch.sequence_length}}}]'."
+    )
 
 
 def _rewound(run: Run) -> dict[str, Any]:

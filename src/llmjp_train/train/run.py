@@ -53,8 +53,6 @@ class Run:
     """The right to write into the run directory; held by the leader."""
     fingerprints: dict[str, Any]
     """What a resume must find unchanged: model, tokenizer, data."""
-    flops_per_token: float
-    """Model FLOPs of one token, forward and backward (docs/metrics.md)."""
     peak_flops: float | None
     """Peak of all ranks together in FLOP/s; none: unknown."""
     epoch: int = 0

@@ -11,7 +11,6 @@ import torch
 
 from llmjp_train.checkpoint.listing import CheckpointInfo, choose, committed, set_aside
 from llmjp_train.config.compose import dump_config
-from llmjp_train.config.derive import derived
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.data.manifest import preparation, statements
@@ -75,7 +74,6 @@ def prepare_run(
         stops=stops,
         lease=lease,
         fingerprints=fingerprints(config, tokenizer.fingerprint, stream.fingerprint),
-        flops_per_token=derived(config).flops_per_token,
         peak_flops=peak * layout.size if peak else None,
         epoch=epoch,
     )
