@@ -180,6 +180,36 @@ def test_a_branch_too_takes_up_the_data_where_its_stem_stood(
     assert "step-00000010.epoch-0001 was reached with 60 samples" in told
 
 
+def stale_listing(rank: int, config: Any) -> None:
+    """The second node's file system still shows the directory as it was before the newest checkpoint."""
+    from llmjp_train.train import setup
+
+    if rank == 1:
+        setup.committed = lambda run_dir: committed(run_dir)[:-1]  # type: ignore[assignment]
+        setup.choose = lambda run_dir, which="latest": committed(run_dir)[-2]
+
+
+def nothing_there(rank: int, config: Any) -> None:
+    from llmjp_train.train import setup
+
+    setup.SEEN_SECONDS = 1
+    if rank == 1:
+        setup.COMMITTED = "not there"  # type: ignore[misc]
+
+
+def test_ranks_go_on_from_the_checkpoint_that_the_leader_sees(
+    overrides: Overrides, stopped: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(stopped, tmp_path / "alone")
+    assert resume(alone, "schedule.length=21") == exit_codes.OK
+    words = overrides(stopped, *PLAIN, "schedule.length=21")
+    assert train(2, words, inject=stale_listing) == [exit_codes.OK] * 2
+    assert events(stopped, "resume")[-1]["step"] == 20
+    assert losses(stopped)[-1] == pytest.approx(losses(alone)[-1], rel=1e-5)
+    told = train(2, [*words, "schedule.length=22"], inject=nothing_there)
+    assert all("is not there for 1 of 2 ranks after 1 s" in text for text in told)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

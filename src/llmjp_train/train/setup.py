@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmjp_train.checkpoint.listing import CheckpointInfo, choose, committed, set_aside
+from llmjp_train.checkpoint.listing import COMMITTED, CheckpointInfo, choose, committed, set_aside
 from llmjp_train.config.compose import dump_config
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
@@ -43,6 +45,9 @@ from llmjp_train.train.stops import Stops
 from llmjp_train.train.stragglers import Stragglers
 from llmjp_train.train.trackers import load_trackers
 
+SEEN_SECONDS = 90
+"""How long a node may take to see a checkpoint that another sees; NFS keeps a listing for up to 60 s."""
+
 
 def prepare_run(
     config: TrainConfig, layout: Layout, record: RunRecord, stops: Stops, lease: Lease | None, epoch: int
@@ -58,7 +63,7 @@ def prepare_run(
     stream = TrainingStream(config.data, table, config.model.vocab_size)
     stream.check_tokenizer(tokenizer.fingerprint, config.tokenizer.name)
     validation, bytes_per_token = _validation(config, tokenizer)
-    checkpoint, fork = _start_from(config, record.path)
+    checkpoint, fork = _agreed_start(config, layout, record.path)
     engine = make_engine(config, layout, len(stream.source_names), parameter_groups(config))
     peak = peak_flops(config.cluster, config.precision.dtype, layout.device)
     run = Run(
@@ -94,6 +99,31 @@ def _validation(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ValidationSt
     if stream.num_samples == 0:
         return None, 0.0
     return stream, stream.bytes_per_token(tokenizer)
+
+
+def _agreed_start(config: TrainConfig, layout: Layout, run_dir: Path) -> tuple[CheckpointInfo | None, bool]:
+    """What the leader starts from, on every rank: of a shared disk, another node may still see an older listing."""
+    found: tuple[CheckpointInfo | None, bool] = None, False
+    told = ""
+    if layout.leader:
+        try:
+            found = _start_from(config, run_dir)
+        except UserError as error:
+            told = str(error)
+    (checkpoint, fork), told = layout.from_leader((found, told))
+    if told:
+        raise UserError(told)
+    if checkpoint is not None:
+        end = time.monotonic() + SEEN_SECONDS
+        while not (seen := (checkpoint.path / COMMITTED).is_file()) and time.monotonic() < end:
+            time.sleep(1)
+        blind = [node for node in layout.gather("" if seen else socket.gethostname()) if node]
+        if blind:
+            raise UserError(
+                f"{checkpoint.path} is not there for {len(blind)} of {layout.size} ranks after {SEEN_SECONDS} s, the "
+                f"first of them on {blind[0]}: the run directory must be on a file system that all nodes share"
+            )
+    return checkpoint, fork
 
 
 def _start_from(config: TrainConfig, run_dir: Path) -> tuple[CheckpointInfo | None, bool]:
