@@ -234,6 +234,23 @@ def test_bf16_gradients_are_summed_in_fp32_over_micro_batches_and_ranks() -> Non
     assert rounded.float().mean() < 0.3, "tokens seen once have gradients that bf16 holds, sums have not"
 
 
+def step_without_sums(rank: int, world: int, zero: int, precision: str) -> Any:
+    """A step while DeepSpeed's sum over replicas may not be called."""
+
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("gradients were laid flat to be added to nothing")
+
+    config = shared_config(1, zero, precision)
+    engine = build(config)
+    engine._engine.allreduce_bucket = forbidden
+    return engine.step(ragged_batches(config, SAMPLES), lr=1e-3).applied
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_a_rank_without_replicas_copies_no_gradients(zero: int, precision: str) -> None:
+    assert run_ranks(step_without_sums, 1, zero, precision) == [True]
+
+
 def shared_config(world: int, zero: int, precision: str) -> Any:
     return small_config(
         f"parallel.data={world}",

@@ -34,6 +34,14 @@ class Engine(ABC):
     def __init__(self, config: TrainConfig, layout: Layout, num_sources: int) -> None:
         self._config, self._layout, self._num_sources = config, layout, num_sources
 
+    def _leave_alone_what_is_alone(self) -> None:
+        """Without replicas there is nothing to add: DeepSpeed would lay all gradients flat and copy them back.
+
+        That path is ZeRO-0's and, in bf16, ZeRO-1's; the others divide their gradients on the way.
+        """
+        if self._layout.data == 1:
+            self._engine.buffered_allreduce_fallback = lambda **kwargs: None
+
     @abstractmethod
     def step(
         self,

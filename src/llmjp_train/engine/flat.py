@@ -69,6 +69,7 @@ class FlatEngine(Engine):
             config=ds_config(config, count),
             mpu=Mpu(layout) if layout.tensor > 1 else None,
         )
+        self._leave_alone_what_is_alone()
         self._state = EngineState(self._engine, self._zero, layout, held)
         self._fill()
 

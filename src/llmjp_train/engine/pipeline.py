@@ -72,6 +72,7 @@ class PipelineEngine(Engine):
             **self._engine._INSTRUCTION_MAP,
             schedule.OptimizerStep: lambda engine, **kwargs: self._optimizer_step(),
         }
+        self._leave_alone_what_is_alone()
         self._state = EngineState(self._engine, 1, layout, held)
         self._shape: tuple[int, ...] = ()
         self._fill()

@@ -143,6 +143,8 @@ def gradient_terms(job: Job, stage: Stage, *, begun: bool = True) -> list[Term]:
 def reduction_terms(job: Job, stage: Stage) -> list[Term]:
     """Buffers while gradients are summed over data-parallel ranks."""
     weights, owned = weight_elements(job, stage), partition(job, stage)
+    if job.data == 1 and (job.zero == 0 or _accumulates_apart(job)):
+        return []  # there is nothing to add (engine/base.py)
     if _accumulates_apart(job):
         return [
             Term(
