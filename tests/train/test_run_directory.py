@@ -63,7 +63,25 @@ def test_a_refused_start_leaves_the_directory_as_it_was(stopped: Path) -> None:
     assert files() == before
     assert "data" in resume(stopped, "data.seed=9", "schedule.length=30")
     assert files() == before
+    often = ("evaluation.every=2", "schedule.length=30")
+    assert "task nosuch" in resume(stopped, "evaluation.tasks=[nosuch]", *often)
+    assert "own_answers generates text" in resume(stopped, "evaluation.tasks=[own_answers]", *often)
+    assert "nosuch:Class cannot be loaded" in resume(stopped, "metrics.trackers=['nosuch:Class']")
+    assert files() == before
     assert resume(stopped, "schedule.length=22") == exit_codes.OK, "what was refused is not remembered"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("evaluation.every=2", "evaluation.tasks=[nosuch]"), ("metrics.trackers=['nosuch:Class']",)],
+)
+def test_ranks_refuse_a_new_run_together_and_leave_nothing(
+    wrong: tuple[str, ...], overrides: Overrides, tmp_path: Path
+) -> None:
+    told, other = train(2, overrides(tmp_path / "run", *PLAIN, *wrong))
+    assert "nosuch" in told
+    assert other == exit_codes.BAD_INPUT, "one tells it for all, and none waits for it"
+    assert not (tmp_path / "run").exists()
 
 
 def test_going_back_to_a_step_gives_up_the_later_ones_and_is_not_repeated(stopped: Path) -> None:

@@ -91,13 +91,24 @@ def _preflight(config: TrainConfig, layout: Any, told: dict[str, Any]) -> dict[s
 def _with_lease(
     config: TrainConfig, stops: Stops, layout: Any, takeover: bool, preflight: dict[str, Any] | None
 ) -> int:
-    """The leader takes the run directory; the others hear whether it could. Nothing is written there before."""
+    """The leader takes the run directory, once no rank refuses its tasks and trackers. Nothing is written before.
+
+    A refusal is every rank's: none waits for one that has left.
+    """
     from llmjp_train.runlog.lease import Lease, LeaseLostError
     from llmjp_train.runlog.record import RunRecord
+    from llmjp_train.train.trackers import tracker_classes
 
     record = RunRecord(Path(config.run_dir))
-    lease, refusal = None, ""
-    if layout.leader:
+    lease, evaluation, refusal = None, None, ""
+    try:
+        evaluation = _in_loop_evaluation(config, layout) if config.evaluation.every else None
+        if layout.leader:
+            tracker_classes(config.metrics.trackers)
+    except UserError as error:
+        refusal = str(error)
+    refusal = next(filter(None, layout.gather(refusal)), "")
+    if layout.leader and not refusal:
         try:
             lease = Lease.acquire(record.path, takeover=takeover)
         except UserError as error:
@@ -109,7 +120,7 @@ def _with_lease(
         return exit_codes.BAD_INPUT
     stops.watch(record.path if layout.leader else None, config.time_limit)
     try:
-        return _run(config, stops, layout, record, lease, epoch, preflight)
+        return _run(config, stops, layout, record, lease, epoch, preflight, evaluation)
     except LeaseLostError as error:
         print(f"llmjp train: {error}", file=sys.stderr, flush=True)
         return exit_codes.FAILED
@@ -126,6 +137,7 @@ def _run(
     lease: Any,
     epoch: int,
     preflight: dict[str, Any] | None,
+    evaluation: Any,
 ) -> int:
     from llmjp_train.runlog.lease import LeaseLostError
     from llmjp_train.train.loop import train
@@ -135,7 +147,6 @@ def _run(
     run = prepare_run(config, layout, record, stops, lease, epoch)
     if preflight is not None and layout.leader:
         record.event("preflight", step=run.step, **preflight)
-    evaluation = _in_loop_evaluation(run) if config.evaluation.every else None
     try:
         outcome = train(run, hooks(run, evaluation))
     except LeaseLostError:
@@ -171,31 +182,35 @@ def _run(
     return codes[outcome]
 
 
-def _in_loop_evaluation(run: Any) -> Any:
-    """Likelihood tasks on the training ranks."""
+def _in_loop_evaluation(config: TrainConfig, layout: Any) -> Any:
+    """Likelihood tasks on the training ranks, of the run that it is called with.
+
+    Raises:
+        UserError: an unknown task, missing data, or a task that generates text.
+    """
     from llmjp_train.data.tokenizers import load_tokenizer
     from llmjp_train.evaluate.in_loop import in_loop
     from llmjp_train.train.hooks import InterruptedEvaluationError
 
-    def score(batch: Any) -> Any:
+    def score(run: Any, batch: Any) -> Any:
         if run.interrupted():
             raise InterruptedEvaluationError
         return -run.engine.token_nll(batch)
 
-    settings = run.config.evaluation
+    settings = config.evaluation
     return in_loop(
-        load_tokenizer(run.config.tokenizer),
+        load_tokenizer(config.tokenizer),
         score,
-        max_length=run.config.model.max_positions,
+        max_length=config.model.max_positions,
         suite=settings.suite,
         tasks=settings.tasks,
         num_fewshot=settings.num_fewshot,
         limit=settings.limit,
         batch_size=settings.batch_size,
-        rank=run.layout.data_rank,
-        ranks=run.layout.data,
-        group=run.layout.data_group,
-        model=run.config.name,
+        rank=layout.data_rank,
+        ranks=layout.data,
+        group=layout.data_group,
+        model=config.name,
     )
 
 

@@ -1,6 +1,7 @@
 """Likelihood tasks on the training ranks, with the engine as the scorer."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,7 +23,7 @@ class HasStep(Protocol):
 
 def in_loop(
     tokenizer: Tokenizer,
-    score: Callable[[MicroBatch], Tensor],
+    score: Callable[[Any, MicroBatch], Tensor],
     *,
     max_length: int,
     suite: str = "quick",
@@ -41,7 +42,8 @@ def in_loop(
     so that all call ``score`` equally often: under ZeRO-3 each call gathers weights from all ranks.
 
     Args:
-        score: log-probability in nats of each target, (B, T) fp32, 0 where the target is -100.
+        score: log-probability in nats of each target, (B, T) fp32, 0 where the target is -100, by what is being
+            trained, which the callable is handed: this is made before it, so that nothing is begun in vain.
         max_length: tokens that the model takes at once; longer inputs are cut from the left, and counted.
         rank: this process among ``ranks``.
         group: process group over which scores are gathered; none: all ranks.
@@ -56,7 +58,10 @@ def in_loop(
     share = over_ranks(rank, ranks, group)
 
     def run(state: HasStep) -> dict[str, Any]:
-        lm = TokenLogprobsLM(tokenizer, score, max_length, batch_size=batch_size, share=share, progress=False)
+        scorer = partial(score, state)
+        lm = TokenLogprobsLM(
+            tokenizer, scorer, max_length, batch_size=batch_size, share=share, progress=False
+        )
         return evaluate(
             lm,
             chosen,

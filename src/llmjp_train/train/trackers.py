@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,16 @@ def load_trackers(run_dir: Path, *, tensorboard: bool, names: list[str]) -> list
         UserError: a name leads to no class with ``log`` and ``close``.
     """
     found: list[Tracker] = [TensorBoard(run_dir / "tensorboard")] if tensorboard else []
+    return found + [kind(run_dir) for kind in tracker_classes(names)]
+
+
+def tracker_classes(names: list[str]) -> list[Callable[[Path], Tracker]]:
+    """The user's classes ``module:Class``; nothing is made of them.
+
+    Raises:
+        UserError: a name leads to no class with ``log`` and ``close``.
+    """
+    found: list[Callable[[Path], Tracker]] = []
     for name in names:
         module, _, attribute = name.partition(":")
         try:
@@ -65,7 +76,7 @@ def load_trackers(run_dir: Path, *, tensorboard: bool, names: list[str]) -> list
             ) from error
         if not all(callable(getattr(kind, method, None)) for method in ("log", "close")):
             raise UserError(f"metrics.trackers: {name} has no methods log and close")
-        found.append(kind(run_dir))
+        found.append(kind)
     return found
 
 
