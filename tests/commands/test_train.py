@@ -17,6 +17,7 @@ from helpers.toy import small_run
 
 from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import latest
+from llmjp_train.cli import main
 from llmjp_train.launch.local import free_port
 from llmjp_train.runlog.record import RunRecord
 
@@ -38,6 +39,25 @@ def test_a_dry_run_prints_the_numbers_and_makes_nothing(
     assert done.returncode == exit_codes.OK, done.stderr
     assert "steps                  20 of 192 tokens, 6 micro batches a rank" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluation.tasks=[own_chioce,nosuch]"], ["own_chioce: no such task; did you mean own_choice", "--list"]),
+        (["evaluation.tasks=[jsquad,own_choice]"], ["evaluation.tasks: jsquad: it generates text", "llmjp follow"]),
+        (["evaluation.suite=quik"], ["evaluation.suite=quik: no such suite; did you mean quick"]),
+        (["evaluation.suite=japanese"], ["evaluation.suite=japanese: it generates text"]),
+    ],
+)  # fmt: skip
+def test_tasks_that_training_cannot_be_scored_on_are_told_with_all_that_is_wrong(
+    words: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["evaluation.every=20", "resume=newest", *words]
+    assert main(["train", "--dry-run", "experiment=tiny-cpu", *more]) == exit_codes.BAD_INPUT
+    error = capsys.readouterr().err
+    assert all(part in error for part in ["resume=newest", *told])
+    assert len(error) < 1000, "not every task's name"
 
 
 @pytest.mark.slow

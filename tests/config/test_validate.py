@@ -83,6 +83,8 @@ WRONG = {
     "fork step alone": (["fork.step=5"], ["fork.step=5", "fork.run=RUN"]),
     "resume": (["resume=newest"], ["resume=newest", "latest-valid"]),
     "allow_changed": (["allow_changed=[schedule]"], ["schedule", "model, tokenizer, data"]),
+    "a tracker that is no class": (
+        ["metrics.trackers=[wandb,my.module:Class]"], ["metrics.trackers=['wandb']", "module:Class"]),
     "rope with learned positions": (
         ["model.position=learned", "model.rope_theta=5e5"], ["model.rope_theta=500000.0", "no effect"]),
     "constant with a floor": (

@@ -164,11 +164,11 @@ def _words(args: argparse.Namespace) -> list[str]:
 
 
 def _check(config: "TrainConfig", asked: "Asked", *, starting: bool, force: bool) -> None:
+    from llmjp_train.commands.train import wrong_with
     from llmjp_train.config.compose import ConfigError
-    from llmjp_train.config.validate import problems
     from llmjp_train.launch.submit import problems as unsubmittable
 
-    found = problems(config, starting=starting)
+    found = wrong_with(config, starting=starting)
     if not found:  # the arithmetic below needs a sound configuration
         found = [*unsubmittable(config, asked), *_against_plan(config, force=force)]
     if found:

@@ -149,11 +149,22 @@ def _show_places(config: "TrainConfig", *, every: bool) -> None:
         print(f"  {line}")
 
 
-def _check(config: "TrainConfig", place: "World", *, dry_run: bool) -> None:
-    from llmjp_train.config.compose import ConfigError
+def wrong_with(config: "TrainConfig", *, starting: bool) -> list[str]:
+    """All that is wrong with a configuration, names of tasks among it, before anything heavy is imported."""
     from llmjp_train.config.validate import problems
 
-    found = problems(config, starting=not dry_run)
+    found = problems(config, starting=starting)
+    if config.evaluation.every:
+        from llmjp_train.evaluate.suites import in_loop_problems
+
+        found += in_loop_problems(config.evaluation.suite, config.evaluation.tasks)
+    return found
+
+
+def _check(config: "TrainConfig", place: "World", *, dry_run: bool) -> None:
+    from llmjp_train.config.compose import ConfigError
+
+    found = wrong_with(config, starting=not dry_run)
     if not dry_run:
         found += _misplaced(config, place)
     if found:

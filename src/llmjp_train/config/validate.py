@@ -1,5 +1,6 @@
 """Errors that no single value shows, all at once, before anything heavy is imported."""
 
+import re
 from pathlib import Path
 
 from llmjp_train.config.effect import without_effect
@@ -14,6 +15,7 @@ from llmjp_train.config.training import BatchConfig, ChangeConfig, ScheduleKind,
 
 MAY_CHANGE = ("model", "tokenizer", "data")
 """What `allow_changed` takes."""
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def problems(config: TrainConfig, *, starting: bool = False) -> list[str]:
@@ -300,6 +302,11 @@ def _words(config: TrainConfig) -> list[str]:
     unknown = [word for word in config.allow_changed if word not in MAY_CHANGE]
     if unknown:
         found.append(f"allow_changed={unknown}: only {', '.join(MAY_CHANGE)} can be allowed to change")
+    bad = [name for name in config.metrics.trackers if not _CLASS.fullmatch(name)]
+    if bad:
+        found.append(
+            f"metrics.trackers={bad}: a tracker is named module:Class, e.g. my_package.trackers:Mine"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Suites: tasks that are run together, under which licences, and what is left out and why."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,7 @@ def choice(
         UserError: an unknown task or suite, missing data, no licence, or a bad number of examples or items.
     """
     _check(num_fewshot, limit, licences)
-    known, groups = find_tasks(include), find_groups(include)
-    picked = Suite("", "", list(tasks), [], {}) if tasks else load_suite(suite, include)
-    groups = groups | {name: Group(name, members, weighted=True) for name, members in picked.groups.items()}
+    picked, known, groups = _picked(suite, tasks, include)
     chosen: list[Chosen] = []
     skipped: list[str] = []
     for name, group, optional in _listed(picked, groups):
@@ -222,6 +220,47 @@ def choice(
     whole = {name: groups[name] for name in dict.fromkeys(e.group for e in chosen if e.group)}
     whole = {name: group for name, group in whole.items() if ran.issuperset(group.tasks)}
     return Choice(chosen, list(dict.fromkeys(skipped)), picked, whole)
+
+
+def _picked(
+    suite: str, tasks: Sequence[str], include: Sequence[str] = ()
+) -> tuple[Suite, dict[str, TaskFile], dict[str, Group]]:
+    """What is asked for by name, and every task and group that there is.
+
+    Raises:
+        UserError: there is no suite of that name.
+    """
+    picked = Suite("", "", list(tasks), [], {}) if tasks else load_suite(suite, include)
+    own = {name: Group(name, members, weighted=True) for name, members in picked.groups.items()}
+    return picked, find_tasks(include), find_groups(include) | own
+
+
+def in_loop_problems(suite: str, tasks: Sequence[str]) -> list[str]:
+    """Names in ``evaluation`` that training cannot be scored on: there are none such, or they generate text.
+
+    Reads task files alone: neither items nor the harness.
+    """
+    try:
+        picked, known, groups = _picked(suite, tasks)
+    except UserError as error:
+        return [f"evaluation.{error}"]
+    found, written = [], []
+    for name, _, _ in _listed(picked, groups):
+        try:
+            task = _found(name, picked, known, groups)
+        except UserError as error:
+            found.append(f"evaluation.tasks: {error}")
+            continue
+        if task.output_type not in LIKELIHOOD:
+            written.append(name)
+    if written:
+        named = f"evaluation.tasks: {', '.join(written)}" if tasks else f"evaluation.suite={suite}"
+        several = "they generate" if tasks and len(written) > 1 else "it generates"
+        found.append(
+            f"{named}: {several} text, and training is scored on likelihood tasks alone: name such ones with "
+            "evaluation.tasks=[…], and leave the others to 'llmjp evaluate' or 'llmjp follow'"
+        )
+    return found
 
 
 def likelihood_only(asked: Choice) -> Choice:
@@ -326,7 +365,11 @@ def _licence_refusal(task: TaskFile, licences: str) -> str | None:
     return f"task {task.name}: its licence, {task.licence}, is not known to allow commercial use (licences=commercial)"
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """What ``name`` may have meant, as the end of a message."""
+def near(name: str, known: Collection[str]) -> str:
+    """What ``name`` may have meant, as the end of a message; all that there is, where that is a short list."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return (
+        f"there are {', '.join(sorted(known))}" if len(known) <= 20 else "'llmjp evaluate --list' shows all"
+    )
