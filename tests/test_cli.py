@@ -150,6 +150,28 @@ def test_a_folder_of_configurations_has_no_effect_on_a_run(
     assert "has no effect with RUN" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("tokenizer train output=y --vocab-size 2048", "--vocab-size 2048 has no effect with train: write vocab_size="),
+        ("tokenizer train output=y --data z --text a", "--text a has no effect with train: leave it out; --data z"),
+        ("tokenizer train llm-jp-v3", "llm-jp-v3 has no effect with train: it takes overrides"),
+        ("tokenizer show llm-jp-v3 vocab_size=7", "vocab_size=7 has no effect with show: they are for train"),
+        ("tokenizer check llm-jp-v3 vocab_size=7", "vocab_size=7 has no effect with check: they are for train"),
+        ("data list extra words", "extra has no effect with list: leave it out; words has no effect"),
+        ("data show folder more", "more has no effect with show"),
+        ("evaluate run --share 0.5 --scores x", "--share 0.5 has no effect in an evaluation: it is for 'llmjp"),
+        ("train experiment=tiny-cpu --ranks", "--ranks has no effect without --dry-run: add it"),
+        ("plan experiment=tiny-cpu --write x", "--write x has no effect without --search: add it"),
+    ],
+)  # fmt: skip
+def test_what_would_be_read_by_nobody_is_refused(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == exit_codes.BAD_INPUT
+    assert told in capsys.readouterr().err
+
+
 def test_cfg_prints_a_configuration_that_composes_to_itself(capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 

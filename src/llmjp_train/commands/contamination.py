@@ -22,8 +22,9 @@ def look(source: str | None, config: "EvaluateConfig", args: argparse.Namespace)
         raise UserError(
             "name a run, text files, a folder of them, or a corpus of the catalogue to look through"
         )
-    if not 0 < args.share <= 1:
-        raise UserError(f"--share {args.share:g}: give a share above 0 and up to 1")
+    share = 0.7 if args.share is None else args.share
+    if not 0 < share <= 1:
+        raise UserError(f"--share {share:g}: give a share above 0 and up to 1")
     from llmjp_train.evaluate.contamination import Index, search
     from llmjp_train.evaluate.suites import choice
     from llmjp_train.evaluate.training_text import training_text
@@ -37,7 +38,8 @@ def look(source: str | None, config: "EvaluateConfig", args: argparse.Namespace)
             len(entry.task.scored())
         )
         seen.setdefault(key, entry.task)
-    report = search(Index(list(seen.values())), training_text(source, args.text_key, _told), args.share)
+    texts = training_text(source, args.text_key or "text", _told)
+    report = search(Index(list(seen.values())), texts, share)
     payload = asdict(report) | {"schema": 1, "source": source, "left_out": asked.skipped}
     if elsewhere:
         payload["left_out"] = [

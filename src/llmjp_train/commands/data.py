@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 SUMMARY = "the data catalogue (list, get, convert), and token files (show, verify)"
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Dispatch."""
+    if args.action != "convert":
+        names = {"name": args.name} if args.action == "list" else {}
+        refuse(f"with {args.action}", {**names, "sources": args.sources, "--out": args.out})
     if args.action == "list":
         return _list(args)
     if not args.name:

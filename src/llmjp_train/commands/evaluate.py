@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share",
         type=float,
-        default=0.7,
-        help="contamination: least share of an item's 13-grams in a document",
+        help="contamination: least share of an item's 13-grams in a document (default: 0.7)",
     )
     parser.add_argument(
         "--scores",
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="contamination: an evaluation to state without touched items",
     )
     parser.add_argument(
-        "--text-key", default="text", help="contamination: field of JSON lines that holds the text"
+        "--text-key", help="contamination: field of JSON lines that holds the text (default: text)"
     )
     parser.add_argument(
         "--output",
@@ -71,6 +71,11 @@ def configuration(args: argparse.Namespace) -> "EvaluateConfig":
 def run(args: argparse.Namespace) -> int:
     """Evaluate; see `add_arguments`."""
     model = args.model
+    looks = str(model) == "contamination" and not model.exists()
+    if not looks:
+        searching = {"--share": args.share, "--scores": args.scores, "--text-key": args.text_key}
+        remedy = "it is for 'llmjp evaluate contamination RUN|DATA'"
+        refuse("in an evaluation", searching, dict.fromkeys(searching, remedy))
     config = configuration(args)
     if args.list_tasks:
         return _list(config, as_json=args.json)
@@ -78,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "name a run directory or a Hugging Face folder, or see the tasks with `llmjp evaluate --list`"
         )
-    if str(model) == "contamination" and not model.exists():
+    if looks:
         from llmjp_train.commands.contamination import look
 
         return look(args.training_text, config, args)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from llmjp_train.plan.account import account, refusal
     from llmjp_train.plan.text import lines, successor_lines
 
-    if args.write and not args.search:
-        raise UserError("--write has no effect without --search")
+    if not args.search:
+        refuse("without --search", {"--write": args.write}, {"--write": "add it"})
     config, constants = _planned(args)
     if args.search:
         return _search(config, constants, args)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     _check(config, asked, starting=not (args.dry_run or args.print), force=args.force)
     if args.print:
         return _print(config, asked, _words(args) if args.plain else None)
-    if args.plain:
-        raise UserError("--plain has no effect without --print: add it")
+    refuse("without --print", {"--plain": args.plain}, {"--plain": "add it"})
     if args.prepare:
         from llmjp_train.launch.submit import prepare
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 SUMMARY = "train a tokenizer on your text (seconds), look at one, or check that it fits"
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tokenizer", nargs="?", help="show, check: a folder, a .model file, or a catalogue name"
     )
-    parser.add_argument("--text", default=EXAMPLE, help="show: text to split")
+    parser.add_argument("--text", help="show: text to split")
     parser.add_argument("--vocab-size", type=int, help="check: number of ids that the model has")
     parser.add_argument("--data", type=Path, help="check: folder written by 'llmjp prepare'")
 
@@ -43,11 +44,31 @@ def configuration(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Train, show or check."""
+    _refuse_idle(args)
     if args.action != "train":
         return _show(args) if args.action == "show" else _check(args)
-    if args.tokenizer:
-        raise UserError(f"llmjp tokenizer train takes overrides only, not '{args.tokenizer}': output=FOLDER")
     return _train(configuration(args))
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """See that nothing was typed that belongs to another action."""
+    action, size, overrides = args.action, args.vocab_size, args.overrides
+    flags = {"--text": args.text, "--vocab-size": size, "--data": args.data}
+    idle: dict[str, dict[str, Any]] = {
+        "train": {"tokenizer": args.tokenizer, **flags},
+        "show": {"overrides": overrides, "--vocab-size": size, "--data": args.data},
+        "check": {"overrides": overrides, "--text": args.text},
+    }
+    remedies = {
+        "train": {
+            "tokenizer": "it takes overrides, output=FOLDER",
+            "--vocab-size": f"write vocab_size={size}",
+            "--data": "the text to learn from is input=[FILE,…]",
+        },
+        "show": {"overrides": "they are for train; --text TEXT is split"},
+        "check": {"overrides": "they are for train; a model's ids are compared with --vocab-size N"},
+    }
+    refuse(f"with {action}", idle[action], remedies[action])
 
 
 def _train(config: Any) -> int:
@@ -90,7 +111,8 @@ def _load(args: argparse.Namespace) -> Any:
 
 def _show(args: argparse.Namespace) -> int:
     tokenizer = _load(args)
-    ids = tokenizer.encode(args.text)
+    text = EXAMPLE if args.text is None else args.text
+    ids = tokenizer.encode(text)
     back = tokenizer.decode(ids)
     pieces = tokenizer.hf.convert_ids_to_tokens(ids)
     print(f"ids              {tokenizer.vocab_size:,}")
@@ -100,7 +122,7 @@ def _show(args: argparse.Namespace) -> int:
     print(f"its encode()     {tokenizer.habit()}; training and evaluation here add nothing unasked")
     print(f"fingerprint      {tokenizer.fingerprint}")
     print(f"the text         {len(ids)} tokens: {' '.join(map(repr, pieces))}")
-    print(f"round trip       {'exact' if back == args.text else f'NOT exact: {back!r}'}")
+    print(f"round trip       {'exact' if back == text else f'NOT exact: {back!r}'}")
     return exit_codes.OK
 
 

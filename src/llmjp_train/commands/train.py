@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmjp_train import exit_codes
+from llmjp_train.commands.flags import refuse
 from llmjp_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Compose, check, print; then train here, or start this machine's ranks."""
     from llmjp_train.train.stops import Stops
 
+    if not args.dry_run:
+        refuse("without --dry-run", {"--ranks": args.ranks}, {"--ranks": "add it"})
     stops = Stops().install()
     if args.multirun:
         from llmjp_train.commands.train_sweep import sweep
@@ -109,10 +112,7 @@ def configuration(args: argparse.Namespace) -> "TrainConfig":
         raise UserError(
             f"{args.run} holds no config.yaml, so it is not a run; start one with 'llmjp train experiment=…'"
         )
-    if args.config_dir is not None:
-        raise UserError(
-            f"--config-dir {args.config_dir} has no effect with RUN, whose configuration is resolved: leave it out"
-        )
+    refuse("with RUN, whose configuration is resolved", {"--config-dir": args.config_dir})
     return load_run(args.run, path, args.overrides)
 
 

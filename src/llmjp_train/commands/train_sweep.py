@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmjp_train import exit_codes
 from llmjp_train.commands import train
+from llmjp_train.commands.flags import refuse
 from llmjp_train.config.sweep import SweepRun, at_once, sweep_runs
 from llmjp_train.errors import UserError
 from llmjp_train.parallel.world import world
@@ -27,7 +28,7 @@ def sweep(args: argparse.Namespace, stops: "Stops") -> int:
         ConfigError: what is wrong with any of the runs; nothing was started.
     """
     if args.run is not None:
-        raise UserError(f"-m has no effect with RUN ({args.run}), which is one run: leave it out")
+        refuse(f"with RUN ({args.run}), which is one run", {"-m": True})
     if launcher := world().launcher:
         raise UserError(f"-m starts its runs itself: not under {launcher}")
     runs = sweep_runs(args.overrides)
