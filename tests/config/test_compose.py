@@ -56,11 +56,52 @@ def test_the_command_line_wins_over_an_experiment() -> None:
         ("~model", "a group cannot be removed"),
         ("notes=[a (b]", "is no override"),
         ("run_dir=${nosuch}", "nosuch"),
+        ("experimnt=tiny-cpu", "Did you mean experiment?"),
+        ("lr=1e-3", "Did you mean optimizer.lr?"),
+        ("micro_bach=2", "Did you mean batch.micro_batch?"),
+        ("nodes=2", "Did you mean cluster.nodes?"),
+        ("checkpoint.keep_steps=5", "it is a list: write checkpoint.keep_steps=[5]"),
+        (
+            "checkpoint.keep_steps={a:1}",
+            "keep_steps is a list, and is given whole: checkpoint.keep_steps=[…]",
+        ),
+        ("changes=5", "write changes=[{step:…}]"),
+        ("data.sources.small=/x", "it has keys of its own: write data.sources.small.path=/x"),
+        ("data.sources.small=[x]", "it has keys of its own: write data.sources.small.KEY=…"),
+        ("data.sources=3", "write data.sources.NAME.KEY=…"),
+        ("name=[a]", "it must be text"),
+        ("schedule.kind=[a]", "it must be one word"),
+        ("batch.global_batch=1.5", "it must be a whole number"),
     ],
 )
 def test_a_wrong_override_is_told_with_what_is_near(override: str, said: str) -> None:
     (message,) = refused(override)
     assert said in message
+
+
+def test_values_below_a_list_are_refused_all_at_once() -> None:
+    keys = ("checkpoint.keep_steps.7", "checkpoint.keep_steps.foo", "cluster.modules.a")
+    found = refused("experiment=llm-jp-4-8b", "cluster=tsubame4", *(f"{key}=1" for key in keys))
+    for key, message in zip(keys, found, strict=True):
+        whole = key.rpartition(".")[0]
+        assert message == f"{key}=1: {whole} is a list, and is given whole: {whole}=[…]"
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
+    config = composed("schedule.length=1e9", "checkpoint.keep_steps=[1e3,7]", "schedule.decay=2e2")
+    assert (config.schedule.length, config.checkpoint.keep_steps, config.schedule.decay) == (
+        10**9,
+        [1000, 7],
+        200,
+    )
+    assert all(isinstance(value, int) for value in (config.schedule.length, *config.checkpoint.keep_steps))
+
+
+def test_what_is_taken_away_of_a_rehearsal_is_at_its_default() -> None:
+    words = ("experiment=llm-jp-3-13b", "scale=rehearsal")
+    assert composed(*words).optimizer.z_loss == 1e-4
+    assert composed(*words, "~optimizer.z_loss").optimizer.z_loss == 0
+    assert "zh" not in composed(*words, "~data.sources.zh").data.sources
 
 
 def test_all_are_told_at_once() -> None:

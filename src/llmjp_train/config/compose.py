@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast
 
 import yaml
 from hydra import compose as hydra_compose
@@ -26,6 +26,7 @@ from llmjp_train.config.prepare import PrepareConfig, TokenizerTrainConfig
 from llmjp_train.config.ranges import out_of_range
 from llmjp_train.config.rehearsal import rehearsal
 from llmjp_train.config.root import Scale, TrainConfig
+from llmjp_train.config.typed import first_line, open_keys, typed_tree
 from llmjp_train.errors import UserError
 from llmjp_train.resources import resource
 
@@ -83,7 +84,7 @@ def compose(
     if composed is None:
         raise ConfigError(messages)
     put(composed, values, messages)
-    typed = _typed(ROOTS[root], composed, messages)
+    typed = typed_tree(ROOTS[root], composed, messages)
     if isinstance(typed, TrainConfig) and typed.scale is not Scale.full and not messages:
         files = cast(DictConfig, _compose(root, choices, config_dir, messages))
         typed = _rehearsed(files, values, messages)
@@ -96,13 +97,7 @@ def compose(
 
 def holes(config: Any) -> list[str]:
     """Keys that a file leaves for the user to give."""
-    return _holes(plain(config), "")
-
-
-def _holes(value: Any, prefix: str) -> list[str]:
-    if isinstance(value, dict):
-        return [key for name, item in value.items() for key in _holes(item, f"{prefix}{name}.")]
-    return [prefix.removesuffix(".")] if value == "???" else []
+    return open_keys(plain(config), "")
 
 
 def _sorted(
@@ -139,7 +134,7 @@ def _compose(
             return deepcopy(_shipped(root, tuple(choices)))
         return _read(root, choices, config_dir.resolve())
     except (HydraException, OmegaConfBaseException) as error:
-        messages.append(_first_line(error))
+        messages.append(first_line(error))
     except yaml.YAMLError as error:
         messages.append(f"a file of the configuration is no YAML: {' '.join(str(error).split())}")
     return None
@@ -163,10 +158,6 @@ def _read(root: str, choices: Sequence[str], own: Path | None) -> DictConfig:
     return composed
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
 def _rehearsed(files: DictConfig, values: list[Override], messages: list[str]) -> TrainConfig | None:
     """The rehearsal of what the files say, with the user's own values on top, as they are.
 
@@ -175,15 +166,16 @@ def _rehearsed(files: DictConfig, values: list[Override], messages: list[str]) -
     first = [one for one in values if one.key.split(".")[0] in ("tokenizer", "data", "scale")]
     base = deepcopy(files)
     put(base, first, messages)
-    full = _typed(TrainConfig, base, messages)
+    full = typed_tree(TrainConfig, base, messages)
     if full is None or messages:
         return None
     messages.extend(out_of_range(full))  # no arithmetic on these
     if messages:
         return None
     small = cast(DictConfig, OmegaConf.create(plain(rehearsal(full))))
-    put(small, [one for one in values if not one.remove], messages)
-    return cast("TrainConfig | None", _typed(TrainConfig, small, messages))
+    # What was taken away of the files is not in the rehearsal of them.
+    put(small, [one for one in values if not (one.remove and one in first)], messages)
+    return cast("TrainConfig | None", typed_tree(TrainConfig, small, messages))
 
 
 def group_files(group: str, config_dir: Path | None = None) -> list[str]:
@@ -199,114 +191,6 @@ def _groups(config_dir: Path | None) -> dict[str, list[str]]:
             for group in sorted(path for path in folder.iterdir() if path.is_dir()):
                 found.setdefault(group.name, []).extend(sorted(path.stem for path in group.glob("*.yaml")))
     return found
-
-
-def _typed(kind: type[Any], config: DictConfig, messages: list[str]) -> Any:
-    """The dataclass tree with the values of a configuration; keys and types that do not fit go to messages.
-
-    What is missing stays ``???``.
-    """
-    try:
-        clean = _known(kind, OmegaConf.to_container(config, resolve=True), "", messages)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        messages.append(_first_line(error))
-        return None
-    schema = _schema(kind)  # type: ignore[arg-type]  # classes are hashable, which mypy does not know
-    try:
-        merged = cast(DictConfig, OmegaConf.merge(schema, clean))
-    except OmegaConfBaseException:
-        for key, value in clean.items():
-            _check_leaves(schema, (key,), value, messages)
-        return None
-    if messages:
-        return None
-    missing = sorted(OmegaConf.missing_keys(merged) | set(_holes(clean, "")))
-    try:
-        for key in missing:
-            OmegaConf.update(merged, key, "")
-        typed = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        messages.append(_said(error))
-        return None
-    for key in missing:
-        _leave_open(typed, key.split("."))
-    return typed
-
-
-@lru_cache
-def _schema(kind: type[Any]) -> Any:
-    return OmegaConf.structured(kind)  # merging copies it
-
-
-def _leave_open(config: Any, path: list[str]) -> None:
-    for name in path[:-1]:
-        config = config[name] if isinstance(config, dict) else getattr(config, name)
-    setattr(config, path[-1], "???")
-
-
-def _known(kind: type[Any], value: Any, prefix: str, messages: list[str]) -> dict[str, Any]:
-    """The mapping without keys that the dataclass does not have, at every depth."""
-    hints = get_type_hints(kind)
-    found = {}
-    for key, item in value.items():
-        if key not in hints:
-            where = f"{prefix}{key}"
-            messages.append(f"{where}: there is no such key.{suggestion(str(key), sorted(hints))}")
-            continue
-        found[key] = _known_inside(hints[key], item, f"{prefix}{key}.", messages)
-    return found
-
-
-def _known_inside(hint: Any, item: Any, prefix: str, messages: list[str]) -> Any:
-    inner = next((a for a in get_args(hint) if is_dataclass(a)), None)
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(item, dict):
-        return _known(hint, item, prefix, messages)
-    if isinstance(inner, type) and isinstance(item, dict):
-        return {
-            name: _known(inner, entry, f"{prefix}{name}.", messages) if isinstance(entry, dict) else entry
-            for name, entry in item.items()
-        }
-    if isinstance(inner, type) and isinstance(item, list):
-        return [
-            _known(inner, entry, f"{prefix}{index}.", messages) if isinstance(entry, dict) else entry
-            for index, entry in enumerate(item)
-        ]
-    return item
-
-
-def _check_leaves(schema: Any, path: tuple[str, ...], value: Any, messages: list[str]) -> None:
-    """Try each leaf alone, so that one wrong value does not hide the next."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            _check_leaves(schema, (*path, str(key)), item, messages)
-        return
-    trial: Any = value
-    for key in reversed(path):
-        trial = {key: trial}
-    try:
-        OmegaConf.merge(schema, trial)
-    except OmegaConfBaseException as error:
-        messages.append(f"{'.'.join(path)}={value}: {_said(error)}")
-
-
-_WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
-
-
-def _said(error: Exception) -> str:
-    """OmegaConf's first line in a user's words, with a near miss for enums."""
-    line = _first_line(error)
-    match = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", line)
-    if match:
-        known = [name.strip() for name in match.group(2).split(",")]
-        return f"not one of {', '.join(known)}.{suggestion(match.group(1), known)}"
-    match = re.match(r"Value .* could not be converted to (\w+)", line)
-    if match:
-        return f"it must be {_WANTED.get(match.group(1), match.group(1))}"
-    if "is not a valid bool" in line:
-        return "it must be true or false"
-    if "is not Optional" in line or "Incompatible value 'None'" in line:
-        return "it cannot be null: give a value, or leave it out for the default"
-    return line
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -328,7 +212,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     messages: list[str] = []
     read_ones = [found for text in overrides if (found := read(text, messages)) is not None]
     put(holder, [one for one in read_ones if _fits_a_run(one, messages)], messages)
-    typed = _typed(TrainConfig, holder, messages)
+    typed = typed_tree(TrainConfig, holder, messages)
     if typed is not None:
         messages.extend(f"{key} must be given: {key}=…" for key in holes(typed))
     if messages or typed is None:

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 _KEY_VALUE = re.compile(r"^\+{0,2}([^\W\d][\w./@-]*)=(.*)$", re.DOTALL)
 _ALIASES = {"fork.from": "fork.run"}
@@ -34,7 +35,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f" Did you mean {' or '.join(near)}?"
-    return f" Known: {', '.join(known)}." if len(known) <= 20 else ""
+    return f" Known: {', '.join(known)}." if known and len(known) <= 20 else ""
 
 
 def read(text: str, messages: list[str]) -> Override | None:
@@ -98,7 +99,20 @@ def put(config: DictConfig, overrides: Sequence[Override], messages: list[str]) 
         if override.remove:
             _remove(config, override, messages)
         else:
-            OmegaConf.update(config, override.key, override.value, force_add=True)
+            try:
+                OmegaConf.update(config, override.key, override.value, force_add=True)
+            except (OmegaConfBaseException, ValueError, TypeError):
+                messages.append(f"{override.text}: {_no_place(config, override.key)}")
+
+
+def _no_place(config: DictConfig, key: str) -> str:
+    """Why nothing can be put under a key, and what to write."""
+    names = key.split(".")
+    for end in range(1, len(names)):
+        whole = ".".join(names[:end])
+        if isinstance(OmegaConf.select(config, whole), ListConfig):
+            return f"{whole} is a list, and is given whole: {whole}=[…]"
+    return f"it has keys of its own: write {key}.KEY=…"
 
 
 def _remove(config: DictConfig, override: Override, messages: list[str]) -> None:
