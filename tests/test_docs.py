@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llmjp_train.config.compose import compose
+from llmjp_train.config.validate import problems
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -45,6 +49,18 @@ def test_commands_run_as_they_stand(page: Path, tmp_path: Path) -> None:
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LONGEST_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, f"{page.name}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def test_trainings_that_are_shown_but_not_run_compose() -> None:
+    found = 0
+    for page in PAGES:
+        for code, reason in blocks(page):
+            lines = code.replace("\\\n", " ").splitlines() if reason is not None else []
+            for words in (shlex.split(line, comments=True) for line in lines):
+                if words[:2] == ["llmjp", "train"] and any(word.startswith("experiment=") for word in words):
+                    found += 1
+                    assert problems(compose("train", words[2:], partial=True)) == [], (page.name, words)
+    assert found
 
 
 def test_the_readme_has_commands_that_run() -> None:
