@@ -245,5 +245,52 @@ def test_what_is_likely_not_meant_is_a_warning() -> None:
         assert word in text
 
 
+IDLE = {
+    "a limit of no evaluation": (["evaluation.limit=4"], ["evaluation.limit=4 has", "evaluation.every=STEPS"]),
+    "a suite and sizes of no evaluation": (
+        ["evaluation.suite=demo", "evaluation.batch_size=4"], ["evaluation.suite=demo", "evaluation.batch_size=4"]),
+    "evaluations beyond the run": (["evaluation.every=121"], ["evaluation.every=121", "120 steps"]),
+    "batches of no validation": (
+        ["evaluation.validation_every=null"], ["evaluation.validation_batches=4 has no effect"]),
+    "fewer validations than patience": (
+        ["evaluation.stop_at_best=2", "evaluation.validation_every=60"], ["stop_at_best=2 never", "makes 2 "]),
+    "a rewind that is none": (["spikes.rewind_steps=7"], ["spikes.rewind_steps=7", "spikes.policy=note"]),
+    "answers that there are none of": (["spikes.most=7", "spikes.policy=stop"], ["spikes.most=7", "policy=stop"]),
+    "nothing kept": (
+        ["checkpoint.every_steps=null", "checkpoint.save_final=false"], ["save_final=false", "nothing is kept"]),
+    "nothing kept of a short run": (["checkpoint.every_steps=200", "checkpoint.save_final=false"], ["nothing is kept"]),
+    "no stable stage": (
+        ["schedule=wsd", "schedule.decay=110"], ["schedule.decay=110 fill", "no stable stage", "counted back"]),
+}  # fmt: skip
+"""As `WRONG`, of warnings."""
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_a_run_does_not_come_to_is_a_warning(name: str) -> None:
+    overrides, words = IDLE[name]
+    config = composed(*overrides)
+    assert problems(config) == []
+    text = "\n".join(warnings(config))
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["evaluation.every=120", "evaluation.limit=4", "evaluation.suite=demo", "evaluation.batch_size=4"],
+        ["evaluation.stop_at_best=2", "evaluation.validation_every=50"],
+        ["spikes.policy=skip", "spikes.most=7"],
+        ["checkpoint.every_steps=null"],
+        ["checkpoint.every_steps=null", "checkpoint.save_final=false", "checkpoint.log_spaced=true"],
+        ["schedule=wsd", "schedule.decay=109"],
+        ["schedule=wsd", "schedule.decay=110", "fork.run=x", "fork.step=10"],
+        ["scale=rehearsal"],
+    ],
+)
+def test_what_a_run_comes_to_is_no_warning(overrides: list[str]) -> None:
+    assert warnings(composed(*overrides)) == []
+
+
 def test_an_error_prints_as_one_list() -> None:
     assert str(ConfigError(["a", "b"])) == "the configuration has 2 errors:\n  - a\n  - b"

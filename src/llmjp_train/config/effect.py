@@ -1,8 +1,10 @@
-"""Settings that would be read by nobody: each is an error that names it."""
+"""Settings that would be read by nobody: errors that name them, or warnings where a run may well hold them."""
 
+from llmjp_train.config.derive import saved_steps
+from llmjp_train.config.evaluation import EvaluationConfig
 from llmjp_train.config.model import Position
 from llmjp_train.config.root import TrainConfig
-from llmjp_train.config.training import DecayForm, ScheduleKind
+from llmjp_train.config.training import DecayForm, ScheduleKind, SpikePolicy, SpikesConfig
 
 
 def without_effect(config: TrainConfig) -> list[str]:
@@ -39,6 +41,59 @@ def without_effect(config: TrainConfig) -> list[str]:
             "take parallel.zero=2 or compile=false"
         )
     return found
+
+
+def idle(config: TrainConfig, total: int) -> list[str]:
+    """Settings that a run of ``total`` steps does not come to.
+
+    Warnings: experiments and runs hold them for whoever changes the other key, or the run's length.
+    """
+    evaluation = config.evaluation
+    found = []
+    if evaluation.every is None:
+        for told in _changed(evaluation, EvaluationConfig(), "suite", "limit", "batch_size"):
+            found.append(f"evaluation.{told} has no effect without evaluation.every=STEPS")
+    elif evaluation.every > total:
+        found.append(
+            f"evaluation.every={evaluation.every} lies beyond the run of {total} steps: nothing is evaluated"
+        )
+    if evaluation.validation_every is None:
+        for told in _changed(evaluation, EvaluationConfig(), "validation_batches"):
+            found.append(f"evaluation.{told} has no effect with evaluation.validation_every=null")
+    elif evaluation.stop_at_best is not None:
+        times = -(-total // evaluation.validation_every)
+        if times <= evaluation.stop_at_best:
+            found.append(
+                f"evaluation.stop_at_best={evaluation.stop_at_best} never ends this run: evaluation.validation_every="
+                f"{evaluation.validation_every} makes {times} validations in its {total} steps"
+            )
+    return [*found, *_idle_spikes(config), *_nothing_kept(config, total)]
+
+
+def _idle_spikes(config: TrainConfig) -> list[str]:
+    policy = config.spikes.policy
+    keys = {SpikePolicy.rewind: (), SpikePolicy.skip: ("rewind_steps",)}.get(policy, ("rewind_steps", "most"))
+    changed = _changed(config.spikes, SpikesConfig(), *keys)
+    return [f"spikes.{told} has no effect with spikes.policy={policy.name}" for told in changed]
+
+
+def _nothing_kept(config: TrainConfig, total: int) -> list[str]:
+    checkpoint = config.checkpoint
+    sometimes = checkpoint.every_minutes is not None or config.evaluation.stop_at_best is not None
+    if sometimes or saved_steps(total, checkpoint):
+        return []
+    return [
+        f"checkpoint.save_final={str(checkpoint.save_final).lower()} and checkpoint.every_steps="
+        f"{'null' if checkpoint.every_steps is None else checkpoint.every_steps}: this run saves only when it is "
+        "stopped; nothing is kept of one that ends"
+    ]
+
+
+def _changed(settings: object, default: object, *keys: str) -> list[str]:
+    """``key=value`` of each key that is not at its default."""
+    return [
+        f"{key}={getattr(settings, key)}" for key in keys if getattr(settings, key) != getattr(default, key)
+    ]
 
 
 def _schedule_without_effect(config: TrainConfig) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmjp_train.config.data import SourceConfig, TokenizerConfig
 from llmjp_train.config.derive import derived
+from llmjp_train.config.evaluation import EvaluationConfig
 from llmjp_train.config.machine import ClusterConfig, Device, ParallelConfig
 from llmjp_train.config.model import ModelConfig
 from llmjp_train.config.phases import phases, steps_for
@@ -18,6 +19,8 @@ from llmjp_train.config.training import (
     Dtype,
     PrecisionConfig,
     ScheduleConfig,
+    SpikePolicy,
+    SpikesConfig,
     Unit,
 )
 
@@ -63,18 +66,27 @@ def rehearsal(config: TrainConfig) -> TrainConfig:
         tokenizer=config.tokenizer if given else TokenizerConfig("rehearsal", f"{folder}/tokenizer"),
         data=config.data if given else replace(config.data, sources=_small_sources(config, f"{folder}/data")),
         checkpoint=_small_checkpoint(config.checkpoint, share),
-        evaluation=replace(
-            config.evaluation,
-            validation_every=None if config.evaluation.validation_every is None else 10,
-            validation_batches=2,
-            every=None,
-            tasks=[],
-            num_fewshot=None,
-        ),
-        spikes=replace(config.spikes, rewind_steps=max(1, math.floor(config.spikes.rewind_steps * share))),
+        evaluation=_small_evaluation(config.evaluation),
+        spikes=_small_spikes(config.spikes, share),
         changes=[_small_change(change, config, share) for change in config.changes],
         notes=notes,
     )
+
+
+def _small_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Validation alone."""
+    small = EvaluationConfig(
+        evaluation.name, stop_at_best=evaluation.stop_at_best, validation_every=evaluation.validation_every
+    )
+    if evaluation.validation_every is None:
+        return small
+    return replace(small, validation_every=10, validation_batches=2)
+
+
+def _small_spikes(spikes: SpikesConfig, share: float) -> SpikesConfig:
+    if spikes.policy is not SpikePolicy.rewind:
+        return spikes
+    return replace(spikes, rewind_steps=max(1, math.floor(spikes.rewind_steps * share)))
 
 
 def _small_layout(config: TrainConfig) -> ParallelConfig:

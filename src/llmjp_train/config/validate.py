@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from llmjp_train.config.effect import without_effect
+from llmjp_train.config.effect import idle, without_effect
 from llmjp_train.config.files import file_problems, tokenizer_size
 from llmjp_train.config.layouts import layout_problems, layout_warnings
 from llmjp_train.config.model import Mlp, ModelConfig, Norm, Position
@@ -325,6 +325,14 @@ def warnings(config: TrainConfig) -> list[str]:
     late = [step for step in config.checkpoint.keep_steps if step > total]
     if late:
         found.append(f"checkpoint.keep_steps={late} lie beyond the run of {total} steps")
+    found += idle(config, total)
+    filled = schedule.decay and schedule.warmup + schedule.decay >= schedule.length
+    if schedule.kind is ScheduleKind.wsd and filled and not fork.run:  # a branch may be all decay
+        found.append(
+            f"schedule.warmup={schedule.warmup} and schedule.decay={schedule.decay} fill schedule.length="
+            f"{schedule.length}: no stable stage is left. Under wsd the decay is counted back from the end of the "
+            "run; under cosine and linear from its start, to where it ends"
+        )
     if fork.run and fork.step is not None and schedule.kind is ScheduleKind.wsd and schedule.decay:
         begins = steps_for(phases(config), schedule.length - schedule.decay, schedule.unit)
         if fork.step > begins:
