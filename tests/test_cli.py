@@ -5,11 +5,13 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from llmjp_train import cli, exit_codes
+from llmjp_train.config.prepare import PrepareConfig, TokenizerTrainConfig
 
 
 def llmjp(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -181,6 +183,35 @@ def test_cfg_prints_a_configuration_that_composes_to_itself(capsys: pytest.Captu
     assert said["optimizer"]["lr"] == 2e-4
     assert said["name"] == "tiny-cpu"
     assert said["run_dir"] == "runs/tiny-cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("prepare --cfg workers=3", ["output: ???", "workers: 3"]),
+        ("tokenizer train --cfg", ["output: ???", "vocab_size: 4096"]),
+        ("train --cfg job experiment=tiny-cpu", ["name: tiny-cpu"]),
+        ("train --cfg=job experiment=tiny-cpu", ["name: tiny-cpu"]),
+    ],
+)
+def test_cfg_shows_what_is_still_to_be_given_and_takes_hydras_form(
+    words: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == exit_codes.OK
+    out = capsys.readouterr().out
+    assert all(line in out for line in told)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("prepare", PrepareConfig), ("tokenizer", TokenizerTrainConfig)])
+def test_help_names_every_key_and_shows_commands(
+    name: str, kind: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    (listed,) = re.findall(r"^Keys[^:]*: (.*?)\.$", text, re.MULTILINE | re.DOTALL)
+    assert listed.split() == [field.name for field in fields(kind)]
+    assert f"\n  llmjp {name} " in text
 
 
 def test_a_path_with_an_equals_sign_is_no_override(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def _run(name: str, words: list[str]) -> int:
     if module.USES_CONFIG:
         _add_config_arguments(parser)
         overrides = [word for word in words if _is_override(word)]
-        words = [word for word in words if not _is_override(word)]
+        words = _plain_cfg([word for word in words if not _is_override(word)])
     args = parser.parse_args(words)
     args.overrides = overrides
     return _guarded(name, module, args)
@@ -131,6 +131,15 @@ def _run(name: str, words: list[str]) -> int:
 def _is_override(word: str) -> bool:
     """A sweep names run directories like ``runs/lr=1e-4``: what exists is a path."""
     return _OVERRIDE.match(word) is not None and not Path(word).exists()
+
+
+def _plain_cfg(words: list[str]) -> list[str]:
+    """Hydra's own form, ``--cfg job``, as the flag that it is here."""
+    return [
+        "--cfg" if word == "--cfg=job" else word
+        for before, word in zip(["", *words], words, strict=False)
+        if (before, word) != ("--cfg", "job") or Path(word).exists()
+    ]
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,12 @@
-"""`llmjp prepare`: text to token files."""
+"""`llmjp prepare`: text to token files.
+
+  llmjp prepare 'input=[text.jsonl]' output=my-data tokenizer.path=my-tokenizer
+  llmjp prepare 'input=[wiki/,news.parquet]' output=my-data tokenizer=llm-jp-v3 workers=16
+  llmjp prepare --dry-run 'input=[llmjp-small-ja]' output=my-data tokenizer.path=my-tokenizer
+
+Keys: input output tokenizer text_key licence origin filters workers seed validation_share append_eod unicode
+unify_newlines max_malformed shard_mb.
+"""
 
 import argparse
 from typing import Any
@@ -16,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(args: argparse.Namespace) -> Any:
-    """The composed configuration."""
+    """The composed configuration; what is to be given stays ??? where it is only shown."""
     from llmjp_train.config.compose import compose
 
-    return compose("prepare", args.overrides, args.config_dir)
+    return compose("prepare", args.overrides, args.config_dir, partial=args.cfg)
 
 
 def run(args: argparse.Namespace) -> int:

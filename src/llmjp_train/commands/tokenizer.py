@@ -1,4 +1,11 @@
-"""`llmjp tokenizer`: train one, look at one, or check that one fits a model and data."""
+"""`llmjp tokenizer`: train one, look at one, or check that one fits a model and data.
+
+  llmjp tokenizer train 'input=[text.jsonl]' output=my-tokenizer vocab_size=4096
+  llmjp tokenizer show my-tokenizer --text '吾輩は猫である。'
+  llmjp tokenizer check my-tokenizer --vocab-size 4096 --data my-data
+
+Keys of train: input output text_key vocab_size character_coverage max_piece max_mb seed.
+"""
 
 import argparse
 from pathlib import Path
@@ -36,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(args: argparse.Namespace) -> Any:
-    """The composed configuration of `train`."""
+    """The composed configuration of `train`; what is to be given stays ??? where it is only shown."""
     from llmjp_train.config.compose import compose
 
-    return compose("tokenizer_train", args.overrides, args.config_dir)
+    return compose("tokenizer_train", args.overrides, args.config_dir, partial=args.cfg)
 
 
 def run(args: argparse.Namespace) -> int:
