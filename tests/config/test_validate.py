@@ -82,6 +82,7 @@ WRONG = {
         ["fork.run=x", "fork.step=120"], ["fork.step=120", "120 steps", "counts from the start"]),
     "fork step alone": (["fork.step=5"], ["fork.step=5", "fork.run=RUN"]),
     "resume": (["resume=newest"], ["resume=newest", "latest-valid"]),
+    "empty words": (["name=", "run_dir=' '"], ["name='' is empty", "run_dir=' ' is empty", "give one"]),
     "allow_changed": (["allow_changed=[schedule]"], ["schedule", "model, tokenizer, data"]),
     "a tracker that is no class": (
         ["metrics.trackers=[wandb,my.module:Class]"], ["metrics.trackers=['wandb']", "module:Class"]),

@@ -19,6 +19,8 @@ USES_CONFIG = False
 
 OWN = "llmjp-small-ja"
 PROMPT = "むかし、あるところに"
+WARMUP = 10
+"""Steps of the warm-up of experiment=tiny-cpu."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{out} is not empty: take another --output, or --force to remove what is in it")
         _clear(out)
     corpus = OWN if args.own_corpus or not os.environ.get("LLMJP_DATA") else "aozora"
-    steps = args.steps or (240 if corpus == OWN else 480)
+    steps = (240 if corpus == OWN else 480) if args.steps is None else args.steps
+    if steps < WARMUP:
+        raise UserError(f"--steps {steps}: give {WARMUP} or more, which the learning rate's warm-up takes")
     demo = Demo(out, steps, corpus, args.dry_run)
     began = time.monotonic()
     _path(demo)

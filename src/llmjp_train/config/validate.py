@@ -295,8 +295,13 @@ def _fork(config: TrainConfig) -> list[str]:
 
 
 def _words(config: TrainConfig) -> list[str]:
-    """Settings that are one of a few words."""
-    found = []
+    """Settings that are one of a few words, or must be some."""
+    given = {"name": config.name, "run_dir": config.run_dir}
+    found = [
+        f"{key}={value!r} is empty: give one, or leave it out for the default"
+        for key, value in given.items()
+        if not value.strip()
+    ]
     if config.resume not in ("latest", "latest-valid") and not config.resume.isdigit():
         found.append(f"resume={config.resume} must be latest, latest-valid, or the step of a checkpoint")
     unknown = [word for word in config.allow_changed if word not in MAY_CHANGE]
