@@ -257,7 +257,7 @@ def test_get_goes_on_over_several_commands_and_checks_the_whole(
     add(known, "x", {"a": facts(content)}, {"a": Origin("a.bin")})
     monkeypatch.setattr("llmjp_train.data.download.PAUSE", 0.0)
     monkeypatch.setattr(catalogue, "RAW", at(server) + ADDRESS)
-    args = argparse.Namespace(action="get", name="x", root=None, json=False)
+    args = argparse.Namespace(action="get", name="x", sources=[], out=None, root=None, json=False)
     with pytest.raises(UserError, match="run the command again: it goes on where this try ended"):
         data.run(args)
     assert (tmp_path / "cache" / "x" / "a.part").stat().st_size == 400_000
