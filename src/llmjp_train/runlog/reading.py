@@ -273,6 +273,9 @@ def describe(event: dict[str, Any]) -> str:
     if kind == "rewind":
         count = sum(int(pair[1]) for pair in event.get("left_out") or [])
         return f"went back to {event.get('folder', '?')}; {count:,} samples are left out of the data in all"
+    if kind == "early_stop":
+        left = f"; no longer counting: {', '.join(event['left'])}" if event.get("left") else ""
+        return f"{event.get('folder', '?')} is the newest, since {event.get('reason')}{left}"
     if kind == "spike":
         score = _number(event.get("score"), ".1f")
         return f"loss {_number(event.get('loss'))}, {score} deviations above its mean"

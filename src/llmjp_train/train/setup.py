@@ -24,6 +24,7 @@ from llmjp_train.parallel.layout import Layout
 from llmjp_train.runlog.compare import changed_settings
 from llmjp_train.runlog.lease import Lease
 from llmjp_train.runlog.record import RunRecord
+from llmjp_train.train.early_stop import ended_before
 from llmjp_train.train.fingerprints import OVERRIDABLE, fingerprints
 from llmjp_train.train.hooks import (
     Changes,
@@ -84,6 +85,7 @@ def prepare_run(
     )
     if checkpoint is not None:
         resume(run, checkpoint, fork=fork)
+        run.ended = "" if fork else ended_before(run)
     if layout.leader:
         left = set_aside(record.path, run.step) if checkpoint is not None and not fork else []
         _record_start(run, tokenizer, checkpoint, fork=fork, left=left)
