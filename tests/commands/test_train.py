@@ -240,6 +240,22 @@ def test_a_fork_decays_from_a_saved_run(tmp_path: Path, prepared: Path, tokenize
 
 
 @pytest.mark.slow
+def test_a_run_whose_batch_ramp_is_over_goes_on_with_ranks_that_the_ramp_did_not_fit(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    ramp = ("batch.global_batch=4", "batch.ramp_start=1", "batch.ramp_increment=1", "batch.ramp_steps=6")
+    words = small_run(run_dir, prepared, tokenizer_folder, *ramp, "schedule.length=8")
+    assert llmjp("train", *words).returncode == exit_codes.OK
+    refused = llmjp("train", *words, "run_dir=" + str(tmp_path / "new"), "parallel.data=2")
+    assert refused.returncode == exit_codes.BAD_INPUT
+    assert "batch.global_batch=1 is not a multiple" in refused.stderr
+    done = llmjp("train", str(run_dir), "parallel.data=2", "schedule.length=10")
+    assert done.returncode == exit_codes.OK, done.stderr
+    assert len(losses(run_dir)) == 10
+
+
+@pytest.mark.slow
 def test_golden_losses_of_tiny_cpu(
     tmp_path: Path, prepared: Path, tokenizer_folder: Path, root: Path
 ) -> None:

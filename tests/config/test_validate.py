@@ -295,3 +295,13 @@ def test_what_a_run_comes_to_is_no_warning(overrides: list[str]) -> None:
 
 def test_an_error_prints_as_one_list() -> None:
     assert str(ConfigError(["a", "b"])) == "the configuration has 2 errors:\n  - a\n  - b"
+
+
+def test_phases_that_are_over_need_not_fit_the_layout() -> None:
+    config = composed(*RAMP[:3], "batch.ramp_steps=6", "parallel.data=4")
+    assert [line[:21] for line in problems(config)] == ["batch.global_batch=2 ", "batch.global_batch=3 "]
+    assert [line[:21] for line in problems(config, step=3)] == ["batch.global_batch=3 "]
+    assert problems(config, step=6) == []
+    rewinding = ("spikes.policy=rewind", "checkpoint.every_steps=1", "checkpoint.keep_last=100")
+    config = composed(*RAMP[:3], "batch.ramp_steps=6", "parallel.data=4", *rewinding)
+    assert len(problems(config, step=6)) == 2, "it may go back into the ramp"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmjp_train.config.root import TrainConfig
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.lease import committed_folders, read_epochs
 
@@ -38,12 +39,17 @@ def folder_name(step: int, epoch: int) -> str:
     return f"step-{step:08d}.epoch-{epoch:04d}"
 
 
+def _parsed(name: str) -> tuple[int, int]:
+    step, epoch = (int(part.rpartition("-")[2]) for part in name.split("."))
+    return step, epoch
+
+
 def read_info(path: Path) -> CheckpointInfo:
     """What a committed checkpoint says of itself; what its folder's name says where COMMITTED is damaged.
 
     A damaged one still is the newest, so that who asks for that is told.
     """
-    step, epoch = (int(part.rpartition("-")[2]) for part in path.name.split("."))
+    step, epoch = _parsed(path.name)
     try:
         content = (path / COMMITTED).read_bytes()
         value = json.loads(content)
@@ -71,6 +77,29 @@ def latest(run_dir: Path) -> CheckpointInfo:
     if not found:
         raise UserError(f"{run_dir} holds no complete checkpoint: train until the first is saved")
     return found[-1]
+
+
+def first_step(config: TrainConfig) -> int:
+    """Steps taken before the start that the configuration asks for: those of the checkpoint that it goes on from.
+
+    By the folders' names alone, since each rank asks. Of ``resume=latest-valid`` the earliest possible.
+    """
+    steps = _steps(Path(config.run_dir))
+    if steps and config.resume.isdigit():
+        return int(config.resume)
+    if steps:
+        return steps[0 if config.resume == "latest-valid" else -1]
+    if config.fork.run:
+        return (
+            config.fork.step
+            if config.fork.step is not None
+            else max(_steps(Path(config.fork.run)), default=0)
+        )
+    return 0
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return sorted(_parsed(name)[0] for name in committed_folders(run_dir, read_epochs(run_dir)))
 
 
 def choose(run_dir: Path, which: int | str = "latest") -> CheckpointInfo:

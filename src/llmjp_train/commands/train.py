@@ -151,9 +151,10 @@ def _show_places(config: "TrainConfig", *, every: bool) -> None:
 
 def wrong_with(config: "TrainConfig", *, starting: bool) -> list[str]:
     """All that is wrong with a configuration, names of tasks among it, before anything heavy is imported."""
+    from llmjp_train.checkpoint.listing import first_step
     from llmjp_train.config.validate import problems
 
-    found = problems(config, starting=starting)
+    found = problems(config, starting=starting, step=first_step(config))
     if config.evaluation.every:
         from llmjp_train.evaluate.suites import in_loop_problems
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llmjp_train.config.machine import Device
 from llmjp_train.config.model import ModelConfig
-from llmjp_train.config.phases import phases
+from llmjp_train.config.phases import phases, phases_from
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.config.training import Dtype
 
@@ -31,12 +31,13 @@ def coordinates(rank: int, tensor: int, data: int) -> Coordinates:
     return Coordinates(rank // (tensor * data), rank // tensor % data, rank % tensor)
 
 
-def layout_problems(config: TrainConfig) -> list[str]:
-    """What makes the layout impossible, each with key, value and remedy, and the nearest possible layouts."""
+def layout_problems(config: TrainConfig, step: int = 0) -> list[str]:
+    """What makes the layout impossible from ``step`` on, each with key, value and remedy, and the nearest possible
+    layouts."""
     parallel, cluster = config.parallel, config.cluster
     size = parallel.tensor * parallel.pipeline * parallel.data
     axes = axis_problems(config.model, parallel.tensor, parallel.pipeline)
-    found = [*axes, *_stages_of_zero(config), *_sequence(config)]
+    found = [*axes, *_stages_of_zero(config), *_sequence(config, step)]
     ranks, per_node = size, cluster.devices_per_node
     if per_node and cluster.nodes and cluster.nodes * per_node != size:
         ranks = cluster.nodes * per_node
@@ -51,7 +52,7 @@ def layout_problems(config: TrainConfig) -> list[str]:
             "change parallel.data"
         )
     if ranks != size or axes:
-        near = nearest(config, ranks)
+        near = nearest(config, ranks, step=step)
         said = "; ".join(f"tensor={t} pipeline={p} data={d}" for t, p, d in near)
         found.append(
             f"possible on {ranks} rank{'s' * (ranks != 1)}, nearest first: {said or 'none with this model and batch'}"
@@ -106,7 +107,7 @@ def _stages_of_zero(config: TrainConfig) -> list[str]:
     return found
 
 
-def _sequence(config: TrainConfig) -> list[str]:
+def _sequence(config: TrainConfig, step: int) -> list[str]:
     tensor = config.parallel.tensor
     if not config.parallel.sequence:
         return []
@@ -117,26 +118,27 @@ def _sequence(config: TrainConfig) -> list[str]:
     return [
         f"sequence length {phase.sequence_length} (from step {phase.first_step}) does not divide by parallel.tensor="
         f"{tensor}, which parallel.sequence=true needs: take {max(1, round(phase.sequence_length / tensor)) * tensor}"
-        for phase in phases(config)
+        for phase in phases_from(config, step)
         if phase.sequence_length % tensor
     ]
 
 
-def nearest(config: TrainConfig, ranks: int, count: int = 3) -> list[tuple[int, int, int]]:
-    """Possible (tensor, pipeline, data) of ``ranks`` ranks, those with the nearest ratios first."""
+def nearest(config: TrainConfig, ranks: int, count: int = 3, step: int = 0) -> list[tuple[int, int, int]]:
+    """Possible (tensor, pipeline, data) of ``ranks`` ranks from ``step`` on, those with the nearest ratios first."""
     parallel = config.parallel
 
     def distance(layout: tuple[int, int, int]) -> float:
         asked = (parallel.tensor, parallel.pipeline, parallel.data)
         return sum(abs(math.log(a / b)) for a, b in zip(layout, asked, strict=True))
 
-    return sorted(_possible(config, ranks), key=lambda layout: (distance(layout), layout))[:count]
+    return sorted(_possible(config, ranks, step), key=lambda layout: (distance(layout), layout))[:count]
 
 
-def _possible(config: TrainConfig, ranks: int) -> Iterator[tuple[int, int, int]]:
+def _possible(config: TrainConfig, ranks: int, step: int) -> Iterator[tuple[int, int, int]]:
     sizes = [getattr(config.model, key) for key in SHARED]
-    batches = {phase.global_batch for phase in phases(config)}
-    lengths = {phase.sequence_length for phase in phases(config)} if config.parallel.sequence else set()
+    ahead = phases_from(config, step)
+    batches = {phase.global_batch for phase in ahead}
+    lengths = {phase.sequence_length for phase in ahead} if config.parallel.sequence else set()
     for tensor in range(1, ranks + 1):
         if ranks % tensor or any(value % tensor for value in (*sizes, *lengths)):
             continue

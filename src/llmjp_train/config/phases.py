@@ -72,6 +72,11 @@ def phases(config: TrainConfig) -> list[Phase]:
     return found
 
 
+def phases_from(config: TrainConfig, step: int) -> list[Phase]:
+    """The phases that steps from ``step`` on lie in."""
+    return [phase for phase in phases(config) if phase.last_step is None or phase.last_step > step]
+
+
 def phase_at(table: list[Phase], step: int) -> Phase:
     """The phase that ``step`` lies in."""
     return next(phase for phase in reversed(table) if phase.first_step <= step)

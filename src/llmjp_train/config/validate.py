@@ -7,7 +7,7 @@ from llmjp_train.config.effect import idle, without_effect
 from llmjp_train.config.files import file_problems, tokenizer_size
 from llmjp_train.config.layouts import layout_problems, layout_warnings
 from llmjp_train.config.model import Mlp, ModelConfig, Norm, Position
-from llmjp_train.config.phases import phases, steps_for
+from llmjp_train.config.phases import phases, phases_from, steps_for
 from llmjp_train.config.ranges import out_of_range
 from llmjp_train.config.rehearsal import make_commands, rehearsal_folder
 from llmjp_train.config.root import Scale, TrainConfig
@@ -18,23 +18,27 @@ MAY_CHANGE = ("model", "tokenizer", "data")
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-def problems(config: TrainConfig, *, starting: bool = False) -> list[str]:
+def problems(config: TrainConfig, *, starting: bool = False, step: int = 0) -> list[str]:
     """What is wrong, each with key, value and remedy.
 
     Args:
         starting: also refuse what is not given yet, is not on this machine, or what this version cannot run;
             a dry run shows it all the same.
+        step: that the start goes on from (`checkpoint.listing.first_step`); phases that are over need not fit the
+            layout.
     """
+    if config.spikes.policy is SpikePolicy.rewind:
+        step = 0  # it may go back into a phase that is over
     found = out_of_range(config)
     if found:  # no arithmetic on these: what needs none is told with them
         return [*found, *_model(config.model), *_data(config), *_words(config)]
     return [
         *_model(config.model),
-        *_batch(config),
+        *_batch(config, step),
         *_schedule(config),
         *_changes(config),
         *_spikes(config),
-        *layout_problems(config),
+        *layout_problems(config, step),
         *_data(config),
         *_fork(config),
         *_words(config),
@@ -85,13 +89,13 @@ def _model(model: ModelConfig) -> list[str]:
     return found
 
 
-def _batch(config: TrainConfig) -> list[str]:
+def _batch(config: TrainConfig, step: int) -> list[str]:
     batch = config.batch
     found = _ramp(batch)
     if found:
         return found
     unit = batch.micro_batch * config.parallel.data
-    for phase in phases(config):
+    for phase in phases_from(config, step):
         where = f" (from step {phase.first_step})" if phase.first_step else ""
         if phase.global_batch % unit:
             nearest = max(unit, round(phase.global_batch / unit) * unit)
