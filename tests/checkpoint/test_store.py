@@ -166,7 +166,10 @@ def test_a_damaged_newest_is_refused_by_name_and_the_one_before_taken(
 
 def test_latest_offers_the_step_before_a_truncated_one(two: Path) -> None:
     cut(latest(two).path / "rank-00000.bin")
-    with pytest.raises(UserError, match=r"damaged: rank-00000.bin .* The one before is of step 1"):
+    with pytest.raises(
+        UserError,
+        match=r"damaged: rank-00000.bin .* The one before is of step 1: take it with --step 1 or --step latest-valid",
+    ):
         choose(two, "latest")
 
 

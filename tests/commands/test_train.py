@@ -237,6 +237,13 @@ def test_a_fork_decays_from_a_saved_run(tmp_path: Path, prepared: Path, tokenize
     assert rows[0]["loss"] == losses(tmp_path / "stable")[10], (
         "the first step of the branch sees the same weights and data"
     )
+    words = ("train", f"fork.from={tmp_path / 'stable'}", "fork.step=10")
+    done = llmjp(*words, f"run_dir={tmp_path / 'again'}")
+    assert done.returncode == exit_codes.OK, done.stderr
+    assert losses(tmp_path / "again") == losses(tmp_path / "stable")[10:], "without more it is the stem again"
+    refused = llmjp("train", str(tmp_path / "stable"), f"run_dir={tmp_path / 'elsewhere'}")
+    assert refused.returncode == exit_codes.BAD_INPUT
+    assert "start a branch there with 'llmjp train fork.run=" in refused.stderr
 
 
 @pytest.mark.slow

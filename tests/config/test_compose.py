@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmjp_train.config.compose import ConfigError, compose, dump_config, holes, load_config, load_run
+from llmjp_train.config.compose import ConfigError, compose, dump_config, holes, load_config
 from llmjp_train.config.root import TrainConfig
 from llmjp_train.errors import UserError
 
@@ -251,14 +251,3 @@ def test_a_damaged_configuration_of_a_run_is_told(tmp_path: Path, content: str) 
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="is damaged"):
         load_config(path)
-
-
-def test_a_run_that_was_copied_is_itself_and_not_its_origin(tmp_path: Path) -> None:
-    """Going on with the copy must not write into the directory that it was copied from."""
-    text = dump_config(compose("train", ["experiment=tiny-cpu", "tokenizer.path=t", "data.sources.small.path=d",
-                                         f"run_dir={tmp_path}/first"]))  # fmt: skip
-    for name in ("first", "copy"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(text)
-        found = load_run(tmp_path / name, tmp_path / name / "config.yaml")
-        assert found.run_dir == str(tmp_path / name)

@@ -163,6 +163,11 @@ def test_a_decay_branch_goes_on_from_a_saved_run_and_may_take_other_data(
     again = resume(branch, "schedule.length=16", "schedule.decay=6", "parallel.data=1")
     assert again == exit_codes.OK, "a branch goes on from its own checkpoints"
     assert events(branch, "resume")[-1]["step"] == 15
+    assert resume(branch, f"fork.run={stopped}", "fork.step=10", "schedule.length=16", "parallel.data=1") == 0
+    told = resume(branch, "fork.step=5", "schedule.length=18")
+    assert f"is a branch of {stopped} at step 10: name another run_dir" in told
+    told = resume(stopped, f"fork.run={branch}", "schedule.length=22")
+    assert "has checkpoints already and is no branch: name another run_dir, or go on with" in told
     other = overrides(tmp_path / "other", *PLAIN, *more, "data.seed=9")
     (told,) = train(1, other)
     assert "data: seed: 1234 -> 9" in told
@@ -256,6 +261,20 @@ def test_a_damaged_newest_is_refused_with_the_one_before_and_latest_valid_goes_o
     assert events(stopped, "resume")[-1]["step"] == 15
     assert [info.step for info in committed(stopped)][-3:] == [15, 20, 22]
     assert resume(stopped, "schedule.length=23") == exit_codes.OK, "the damaged one is out of the way"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"), [("COMMITTED", Path.unlink), ("index.json", flip), ("rank-00000.bin", flip)]
+)
+def test_a_damaged_checkpoint_to_branch_from_is_refused_with_the_one_before(
+    name: str, harm: Callable[[Path], object], overrides: Overrides, stopped: Path, tmp_path: Path
+) -> None:
+    harm(next(info.path for info in committed(stopped) if info.step == 15) / name)
+    (told,) = train(1, overrides(tmp_path / "new", *PLAIN, f"fork.run={stopped}", "fork.step=15"))
+    if name == "COMMITTED":
+        assert "holds no checkpoint of step 15, only 5, 10, 20" in told
+    else:
+        assert "The one before is of step 10: take it with fork.step=10." in told
 
 
 def test_a_commit_that_speaks_of_another_step_is_damage(stopped: Path) -> None:

@@ -102,11 +102,14 @@ def _steps(run_dir: Path) -> list[int]:
     return sorted(_parsed(name)[0] for name in committed_folders(run_dir, read_epochs(run_dir)))
 
 
-def choose(run_dir: Path, which: int | str = "latest") -> CheckpointInfo:
+def choose(run_dir: Path, which: int | str = "latest", *, setting: str = "--step ") -> CheckpointInfo:
     """The checkpoint to read: ``latest``, ``latest-valid`` or a step.
 
     ``latest-valid`` reads every byte of what it considers; the others check sizes and JSON files here,
     and each chunk when it is loaded.
+
+    Args:
+        setting: what the user chooses a checkpoint with, for the advice.
 
     Raises:
         UserError: there is none; the chosen one is damaged (named, with the one before); no such step.
@@ -138,16 +141,19 @@ def choose(run_dir: Path, which: int | str = "latest") -> CheckpointInfo:
     try:
         check_commit(chosen.path)
     except UserError as error:
-        raise UserError(f"{error}. {offer(chosen)}") from None
+        raise UserError(f"{error}. {offer(chosen, setting)}") from None
     return chosen
 
 
-def offer(damaged: CheckpointInfo) -> str:
+def offer(damaged: CheckpointInfo, setting: str) -> str:
     """What to do instead of going on from a damaged checkpoint."""
     before = [info.step for info in committed(damaged.path.parent.parent) if info.step < damaged.step]
     if not before:
         return "There is none before it."
-    return f"The one before is of step {before[-1]}: take it with resume={before[-1]} or resume=latest-valid."
+    valid = (
+        f" or {setting}latest-valid" if setting in ("--step ", "resume=") else ""
+    )  # others take a step alone
+    return f"The one before is of step {before[-1]}: take it with {setting}{before[-1]}{valid}."
 
 
 def set_aside(run_dir: Path, step: int) -> list[str]:

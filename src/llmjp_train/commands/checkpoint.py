@@ -70,7 +70,7 @@ def _one(text: str) -> "CheckpointInfo":
     from llmjp_train.checkpoint.listing import choose
 
     path, step = _run_dir(text)
-    return choose(path, "latest" if step is None else step)
+    return choose(path, "latest" if step is None else step, setting=f"{path}@")
 
 
 def _list(args: argparse.Namespace) -> int:

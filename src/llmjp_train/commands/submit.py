@@ -132,7 +132,7 @@ def configuration(args: argparse.Namespace) -> "TrainConfig":
     run_dir = None if args.run is None else find_run(args.run)
     if run_dir is not None and not (run_dir / "config.yaml").is_file():
         newest = sorted(run_dir.glob("jobs/*/config.yaml"))[-1]  # submitted, never started
-        from llmjp_train.config.compose import load_run
+        from llmjp_train.config.runs import load_run
 
         config = load_run(run_dir, newest, overrides)
     else:

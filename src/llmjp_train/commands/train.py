@@ -5,7 +5,7 @@
   llmjp train runs/tiny-cpu parallel.data=2          on two processes
   llmjp train --dry-run experiment=llm-jp-3-13b      every number, nothing started
   llmjp train experiment=llm-jp-3-13b scale=rehearsal    the same form at a size for this machine
-  llmjp train fork.run=RUN fork.step=N run_dir=NEW ...   a branch of a saved run
+  llmjp train fork.run=RUN fork.step=N run_dir=NEW   a branch of a saved run, with its settings and yours on top
   llmjp train -m experiment=tiny-cpu optimizer.lr=1e-3,3e-3 ...   a sweep: one run after another
 
 Groups: model tokenizer data optimizer schedule precision parallel cluster evaluation experiment.
@@ -99,21 +99,26 @@ def checked(args: argparse.Namespace) -> "tuple[TrainConfig, str]":
 
 
 def configuration(args: argparse.Namespace) -> "TrainConfig":
-    """A new run's configuration, or that of RUN with overrides of values on top; what is to be given stays ???."""
-    from llmjp_train.config.compose import compose, load_run
+    """A new run's configuration, or that of RUN, or of the run that it branches from, with overrides of values on
+    top; what is to be given stays ???."""
+    from llmjp_train.config.compose import compose
+    from llmjp_train.config.runs import load_run, stem_of
 
-    if args.run is None:
+    stem = args.run
+    if stem is None and args.config_dir is None:
+        stem = stem_of(args.overrides)
+    if stem is None:
         from llmjp_train.plan.auto import with_auto
 
         config: TrainConfig = compose("train", args.overrides, args.config_dir, partial=True)
         return with_auto(config)
-    path = args.run / "config.yaml"
+    path = stem / "config.yaml"
     if not path.is_file():
         raise UserError(
-            f"{args.run} holds no config.yaml, so it is not a run; start one with 'llmjp train experiment=…'"
+            f"{stem} holds no config.yaml, so it is not a run; start one with 'llmjp train experiment=…'"
         )
     refuse("with RUN, whose configuration is resolved", {"--config-dir": args.config_dir})
-    return load_run(args.run, path, args.overrides)
+    return load_run(stem, path, args.overrides)
 
 
 def _unfit(config: "TrainConfig") -> str:

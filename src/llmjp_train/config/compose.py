@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -183,6 +183,13 @@ def group_files(group: str, config_dir: Path | None = None) -> list[str]:
     return sorted(set(_groups(config_dir)[group]))
 
 
+def chooses_files(overrides: Sequence[str]) -> bool:
+    """Whether a file of a group, or a scale, is among what a user typed."""
+    typed = [found for text in overrides if (found := read(text, [])) is not None]
+    names = {*_groups(None), "scale"}
+    return any(one.key in names and not isinstance(one.value, dict | None) for one in typed)
+
+
 def _groups(config_dir: Path | None) -> dict[str, list[str]]:
     """Options of each group, the user's own among them."""
     found: dict[str, list[str]] = {}
@@ -218,14 +225,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if messages or typed is None:
         raise ConfigError(messages)
     return cast(TrainConfig, typed)
-
-
-def load_run(run_dir: Path, path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """`load_config` of a run where it is now: one that was moved or copied is itself, and not where it began."""
-    config = load_config(path, overrides)
-    if Path(config.run_dir).resolve() == run_dir.resolve():
-        return config
-    return replace(config, run_dir=str(run_dir))
 
 
 def _fits_a_run(override: Override, messages: list[str]) -> bool:

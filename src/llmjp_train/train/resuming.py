@@ -24,7 +24,7 @@ def resume(run: Run, checkpoint: CheckpointInfo, *, fork: bool) -> None:
     try:
         state = load(checkpoint.path, run.engine.fragments())
     except DamagedError as error:
-        raise UserError(f"{error}. {offer(checkpoint)}") from None
+        raise UserError(f"{error}. {offer(checkpoint, 'fork.step=' if fork else 'resume=')}") from None
     run.step = state["step"]
     _check_position(run, state, checkpoint.path)
     inherited = (LEFT_OUT, NOT_APPLIED) if fork else state["memory"]

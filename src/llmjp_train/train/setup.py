@@ -128,6 +128,25 @@ def _agreed_start(config: TrainConfig, layout: Layout, run_dir: Path) -> tuple[C
     return checkpoint, fork
 
 
+def _check_fork(config: TrainConfig, record: RunRecord) -> None:
+    """A run that has checkpoints goes on from them: a fork that it is not must not be asked for."""
+    fork = config.fork
+    forks = [event["origin"] for event in record.read_events() if event["kind"] == "fork"]
+    asked = [
+        origin
+        for origin in forks
+        if Path(origin["fork_of"]).resolve() == Path(fork.run).resolve()
+        and fork.step in (None, origin["step"])
+    ]
+    if fork.run and not asked:
+        was = f"a branch of {forks[-1]['fork_of']} at step {forks[-1]['step']}" if forks else "no branch"
+        step = "" if fork.step is None else f" fork.step={fork.step}"
+        raise UserError(
+            f"fork.run={fork.run}{step}: run_dir={record.path} has checkpoints already and is {was}: name another "
+            f"run_dir, or go on with 'llmjp train {record.path}'"
+        )
+
+
 def _start_from(config: TrainConfig, run_dir: Path) -> tuple[CheckpointInfo | None, bool]:
     """The checkpoint to go on from and whether it is another run's."""
     unknown = set(config.allow_changed) - set(OVERRIDABLE)
@@ -136,13 +155,15 @@ def _start_from(config: TrainConfig, run_dir: Path) -> tuple[CheckpointInfo | No
             f"allow_changed={sorted(unknown)}: only {', '.join(OVERRIDABLE)} can be allowed to change"
         )
     if committed(run_dir):
+        _check_fork(config, RunRecord(run_dir))
         which: int | str = int(config.resume) if config.resume.isdigit() else config.resume
-        return choose(run_dir, which), False
+        return choose(run_dir, which, setting="resume="), False
     if config.fork.run:
         source = Path(config.fork.run)
         if not committed(source):
             raise UserError(f"fork.run={source} holds no complete checkpoint")
-        return choose(source, "latest" if config.fork.step is None else config.fork.step), True
+        which = "latest" if config.fork.step is None else config.fork.step
+        return choose(source, which, setting="fork.step="), True
     return None, False
 
 
