@@ -19,6 +19,7 @@ from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import latest
 from llmjp_train.cli import main
 from llmjp_train.launch.local import free_port
+from llmjp_train.runlog.reading import run_state
 from llmjp_train.runlog.record import RunRecord
 
 LLMJP = [sys.executable, "-m", "llmjp_train.cli"]
@@ -213,6 +214,34 @@ def test_a_signal_during_start_up_stops_before_the_first_step(
     process.communicate(timeout=60)
     assert process.returncode == exit_codes.STOPPED
     assert len(losses(run_dir)) <= 1
+
+
+SLOW_SAVES = """
+import sys, time
+from llmjp_train.train import saving
+saving.save = lambda *args, **more: time.sleep(60)
+from llmjp_train.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_the_record_says_so(
+    tmp_path: Path, prepared: Path, tokenizer_folder: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    words = small_run(run_dir, prepared, tokenizer_folder, "schedule.length=100000")
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SAVES, "train", *words], stdout=subprocess.DEVNULL)
+    wait_for(run_dir, 3, process)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == exit_codes.INTERRUPTED
+    events = RunRecord(run_dir).read_events()
+    assert events[-1]["kind"] == "stop"
+    assert events[-1]["reason"] == "SIGINT twice: ended without a save"
+    assert run_state(run_dir, events) == ("stopped", "SIGINT twice: ended without a save")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from llmjp_train.config.compose import ConfigError, compose
 from llmjp_train.config.files import tokenizer_size
 from llmjp_train.config.ranges import ABOVE_ZERO, ADVICE, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE
 from llmjp_train.config.root import TrainConfig
-from llmjp_train.config.validate import problems, warnings
+from llmjp_train.config.validate import not_startable, problems, warnings
 
 
 def composed(*overrides: str) -> TrainConfig:
@@ -305,3 +305,12 @@ def test_phases_that_are_over_need_not_fit_the_layout() -> None:
     rewinding = ("spikes.policy=rewind", "checkpoint.every_steps=1", "checkpoint.keep_last=100")
     config = composed(*RAMP[:3], "batch.ramp_steps=6", "parallel.data=4", *rewinding)
     assert len(problems(config, step=6)) == 2, "it may go back into the ramp"
+
+
+def test_compiled_layers_on_cpus_need_a_compiler_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("parallel.compile=true", "parallel.zero=2")
+    assert not [line for line in not_startable(config) if "compile" in line]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (told,) = [line for line in not_startable(config) if "compile" in line]
+    assert "there is no no-such-compiler: install g++" in told
+    assert not [line for line in not_startable(composed()) if "compile" in line]

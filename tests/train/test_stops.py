@@ -80,6 +80,27 @@ def test_a_stop_in_a_save_ends_after_that_save_and_saves_no_second_time(
     assert [event["step"] for event in events(tmp_path / "run", "save")] == [5]
 
 
+def test_the_first_ctrl_c_after_another_request_does_not_cost_the_save(
+    overrides: Overrides, tmp_path: Path
+) -> None:
+    def ctrl_c_in_save(rank: int, config: Any) -> None:
+        from llmjp_train.train import saving
+
+        save = saving.save
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return save(*args, **kwargs)
+
+        saving.save = wrapped
+
+    run_dir = tmp_path / "run"
+    codes = train(1, overrides(run_dir), stop_after=3, inject=ctrl_c_in_save)
+    assert codes == [exit_codes.STOPPED]
+    assert latest(run_dir).step == len(losses(run_dir))
+    assert events(run_dir, "stop")[-1]["reason"] == "SIGTERM"
+
+
 def signal_in_evaluation(rank: int, config: Any) -> None:
     """SIGTERM comes to rank 0 at the third call of the scorer of the first evaluation."""
     from llmjp_train.evaluate import models
@@ -249,6 +270,24 @@ def test_an_error_in_mid_run_is_recorded(overrides: Overrides, tmp_path: Path) -
     assert "OSError: [Errno 5] Input/output error" in found[-1]["reason"]
     assert run_state(tmp_path / "run", found) == ("failed", found[-1]["reason"])
     assert latest(tmp_path / "run").step == 4
+
+
+def fail_in_leak_test(rank: int, config: Any) -> None:
+    from llmjp_train.train import setup
+
+    def failing(*args: Any) -> float:
+        raise RuntimeError("no compiler")
+
+    setup.leaks = failing
+
+
+def test_an_error_before_the_first_step_is_recorded(overrides: Overrides, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no compiler"):
+        train(1, overrides(tmp_path / "run"), inject=fail_in_leak_test)
+    found = events(tmp_path / "run")
+    assert [event["kind"] for event in found] == ["start", "stop"]
+    assert (found[-1]["step"], found[-1]["outcome"]) == (0, "failed")
+    assert found[-1]["reason"] == "RuntimeError: no compiler"
 
 
 def stop_between_micro_batches(rank: int, config: Any) -> None:

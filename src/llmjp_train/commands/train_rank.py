@@ -144,17 +144,17 @@ def _run(
     from llmjp_train.train.run import Outcome
     from llmjp_train.train.setup import hooks, prepare_run
 
-    run = prepare_run(config, layout, record, stops, lease, epoch)
-    if preflight is not None and layout.leader:
-        record.event("preflight", step=run.step, **preflight)
+    run = None
     try:
+        run = prepare_run(config, layout, record, stops, lease, epoch)
+        if preflight is not None and layout.leader:
+            record.event("preflight", step=run.step, **preflight)
         outcome = train(run, hooks(run, evaluation))
     except LeaseLostError:
         raise  # the record has another writer now
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if layout.leader:
-            told = f"{type(error).__name__}: {error}"
-            record.event("stop", step=run.step, reason=told, outcome="failed")
+            _record_end(record, epoch, run, error)
         raise
     asked = next((reason for reason in layout.gather(stops.reason) if reason), "")
     if layout.leader:
@@ -180,6 +180,20 @@ def _run(
         Outcome.unhealthy: exit_codes.UNHEALTHY,
     }
     return codes[outcome]
+
+
+def _record_end(record: Any, epoch: int, run: Any, error: BaseException) -> None:
+    """Say in the record what ended this start; nothing of one that was refused before it was recorded."""
+    from llmjp_train.runlog.reading import STARTS
+
+    starts = [event for event in record.read_events() if event["kind"] in STARTS and event["epoch"] == epoch]
+    if not starts:
+        return
+    step = starts[-1]["step"] if run is None else run.step
+    if isinstance(error, KeyboardInterrupt):
+        record.event("stop", step=step, reason="SIGINT twice: ended without a save", outcome="stopped")
+    else:
+        record.event("stop", step=step, reason=f"{type(error).__name__}: {error}", outcome="failed")
 
 
 def _in_loop_evaluation(config: TrainConfig, layout: Any) -> Any:

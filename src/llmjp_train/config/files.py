@@ -1,9 +1,13 @@
-"""What small files on this machine say before anything is imported that could read them whole."""
+"""What small files on this machine say, and what tools it has, before anything is imported that could tell more."""
 
 import json
+import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
+from llmjp_train.config.machine import Device
 from llmjp_train.config.root import TrainConfig
 
 _NAMED = 3
@@ -23,6 +27,25 @@ def tokenizer_size(path: Path) -> int | None:
         return int(max([last, *added])) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def compiler_problems(config: TrainConfig) -> list[str]:
+    """What compiled layers need on CPUs and is not on this machine."""
+    if not config.parallel.compile or config.cluster.device is not Device.cpu:
+        return []
+    compiler = os.environ.get("CXX", "g++")  # as PyTorch looks for it
+    if shutil.which(compiler) is None:
+        return [
+            f"parallel.compile=true needs a C++ compiler on CPUs, and there is no {compiler}: install g++, name "
+            "another with the environment variable CXX, or take parallel.compile=false"
+        ]
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return [
+            f"parallel.compile=true needs Python's headers on CPUs, and there is no {header}: install them "
+            "(python3-dev), or take parallel.compile=false"
+        ]
+    return []
 
 
 def file_problems(config: TrainConfig) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from llmjp_train.config.effect import idle, without_effect
-from llmjp_train.config.files import file_problems, tokenizer_size
+from llmjp_train.config.files import compiler_problems, file_problems, tokenizer_size
 from llmjp_train.config.layouts import layout_problems, layout_warnings
 from llmjp_train.config.model import Mlp, ModelConfig, Norm, Position
 from llmjp_train.config.phases import phases, phases_from, steps_for
@@ -65,8 +65,7 @@ def not_startable(config: TrainConfig) -> list[str]:
         absent.append(
             f"a rehearsal's text and tokenizer are made once with: {make_commands(rehearsal_folder())}"
         )
-    found += absent
-    return found
+    return [*found, *absent, *compiler_problems(config)]
 
 
 def _model(model: ModelConfig) -> list[str]:

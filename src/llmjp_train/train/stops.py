@@ -13,6 +13,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.reason = ""
+        self._interrupted = False
         self._began = time.monotonic()
         self._deadline = float("inf")
         self._run_dir: Path | None = None
@@ -39,8 +40,10 @@ class Stops:
             self._deadline = self._began + 60 * minutes
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason:
-            raise KeyboardInterrupt  # asked twice: do not wait for the save
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt  # asked twice, by hand: do not wait for the save
+            self._interrupted = True
         self.reason = self.reason or signal.Signals(number).name
 
     @property
