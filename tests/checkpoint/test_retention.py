@@ -1,7 +1,10 @@
 """Which checkpoints stay."""
 
+import errno
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from llmjp_train.checkpoint.listing import committed
@@ -28,10 +31,10 @@ def test_newest_multiples_listed_and_log_spaced_stay() -> None:
 def test_prune_removes_the_rest_but_what_is_protected(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         make(tmp_path, step)
-    removed = prune(tmp_path, CheckpointConfig(keep_last=1), 1, protect=[2])
+    removed = prune(tmp_path, CheckpointConfig(keep_last=1), 1, protect=[2]).removed
     assert [info.step for info in committed(tmp_path)] == [2, 4]
     assert removed == ["step-00000001.epoch-0001", "step-00000003.epoch-0001"]
-    assert prune(tmp_path, CheckpointConfig(keep_last=1), 1, protect=[2]) == []
+    assert prune(tmp_path, CheckpointConfig(keep_last=1), 1, protect=[2]) == ([], [])
 
 
 def test_prune_clears_what_a_killed_save_of_an_earlier_start_left(tmp_path: Path) -> None:
@@ -39,7 +42,31 @@ def test_prune_clears_what_a_killed_save_of_an_earlier_start_left(tmp_path: Path
     torn = tmp_path / "checkpoints" / "step-00000002.epoch-0001"
     torn.mkdir()
     (torn / "rank-00000.bin").write_bytes(b"x")
-    assert prune(tmp_path, CheckpointConfig(), 1) == [], "a save of this very start may still be going on"
-    assert prune(tmp_path, CheckpointConfig(), 2) == [torn.name]
+    assert prune(tmp_path, CheckpointConfig(), 1) == ([], []), (
+        "a save of this very start may still be going on"
+    )
+    assert prune(tmp_path, CheckpointConfig(), 2).removed == [torn.name]
     assert not torn.exists()
     assert [info.step for info in committed(tmp_path)] == [1]
+
+
+def test_what_cannot_be_removed_counts_no_longer_and_goes_at_a_later_prune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        make(tmp_path, step)
+    remove = shutil.rmtree
+
+    def held(folder: Path) -> None:
+        if "step-00000001" in folder.name:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", held)
+    done = prune(tmp_path, CheckpointConfig(keep_last=1), 1)
+    assert done.removed == ["step-00000002.epoch-0001"], "one that is held does not keep the others"
+    assert done.left == ["step-00000001.epoch-0001 ([Errno 39] Directory not empty)"]
+    assert [info.step for info in committed(tmp_path)] == [3]
+    monkeypatch.undo()
+    assert prune(tmp_path, CheckpointConfig(keep_last=1), 1) == (["step-00000001.epoch-0001"], [])
+    assert not (tmp_path / "checkpoints" / "step-00000001.epoch-0001").exists()

@@ -155,6 +155,10 @@ def test_rows_that_a_resume_took_again_count_once(tmp_path: Path) -> None:
             "f, 2.5 MB in 1.3 s (cadence)",
         ),
         ({"kind": "prune", "removed": ["a", "b"]}, "removed a, b"),
+        (
+            {"kind": "prune", "removed": [], "left": ["c (busy)"]},
+            "removed nothing; could not be removed: c (busy)",
+        ),
         ({"kind": "spike", "loss": 5.5, "score": 7.25}, "loss 5.5000, 7.2 deviations above its mean"),
         (
             {"kind": "spike", "loss": None, "score": None},

@@ -299,6 +299,27 @@ def test_retention_in_a_run(overrides: Overrides, tmp_path: Path) -> None:
     assert "step-00000004.epoch-0001" in pruned
 
 
+def test_a_checkpoint_that_cannot_be_removed_costs_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    def hold_step_4(rank: int, config: Any) -> None:
+        remove = shutil.rmtree
+
+        def held(path: Any, *args: Any, **more: Any) -> None:
+            if "step-00000004" in str(path) and not again:
+                again.append(path)
+                raise OSError(39, "Directory not empty")
+            remove(path, *args, **more)
+
+        again: list[Any] = []
+        shutil.rmtree = held  # type: ignore[assignment]
+
+    more = ("checkpoint.every_steps=4", "checkpoint.keep_last=1")
+    assert train(2, overrides(tmp_path / "run", *PLAIN, *more), inject=hold_step_4) == [exit_codes.OK] * 2
+    assert [path.name[:13] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000020"]
+    prunes = events(tmp_path / "run", "prune")
+    assert prunes[0]["left"] == ["step-00000004.epoch-0001 ([Errno 39] Directory not empty)"]
+    assert prunes[1]["removed"] == ["step-00000008.epoch-0001", "step-00000004.epoch-0001"]
+
+
 def test_saves_by_time(overrides: Overrides, tmp_path: Path) -> None:
     more = ("checkpoint.every_minutes=1e-9", "checkpoint.keep_last=30", "schedule.length=4")
     assert train(2, overrides(tmp_path / "run", *PLAIN, *more)) == [exit_codes.OK] * 2

@@ -39,7 +39,8 @@ def folder_name(step: int, epoch: int) -> str:
     return f"step-{step:08d}.epoch-{epoch:04d}"
 
 
-def _parsed(name: str) -> tuple[int, int]:
+def parse_name(name: str) -> tuple[int, int]:
+    """Step and epoch of a checkpoint's folder."""
     step, epoch = (int(part.rpartition("-")[2]) for part in name.split("."))
     return step, epoch
 
@@ -49,7 +50,7 @@ def read_info(path: Path) -> CheckpointInfo:
 
     A damaged one still is the newest, so that who asks for that is told.
     """
-    step, epoch = _parsed(path.name)
+    step, epoch = parse_name(path.name)
     try:
         content = (path / COMMITTED).read_bytes()
         value = json.loads(content)
@@ -99,7 +100,7 @@ def first_step(config: TrainConfig) -> int:
 
 
 def _steps(run_dir: Path) -> list[int]:
-    return sorted(_parsed(name)[0] for name in committed_folders(run_dir, read_epochs(run_dir)))
+    return sorted(parse_name(name)[0] for name in committed_folders(run_dir, read_epochs(run_dir)))
 
 
 def choose(run_dir: Path, which: int | str = "latest", *, setting: str = "--step ") -> CheckpointInfo:

@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from llmjp_train.checkpoint.listing import COMMITTED, committed
+from llmjp_train.checkpoint.listing import COMMITTED, committed, parse_name
 from llmjp_train.config.training import CheckpointConfig
 
 LOG_SPACED = frozenset(digit * 10**power for power in range(7) for digit in (1, 2, 5))
@@ -27,23 +28,35 @@ def kept_for_good(step: int, config: CheckpointConfig) -> bool:
     )
 
 
-def prune(run_dir: Path, config: CheckpointConfig, epoch: int, *, protect: Iterable[int] = ()) -> list[str]:
-    """Remove what retention does not keep, and what killed saves of earlier epochs left; the removed names.
+class Pruned(NamedTuple):
+    """What a prune did, by names of folders."""
+
+    removed: list[str]
+    left: list[str]
+    """Those that could not be removed, each with the reason; a later prune tries again."""
+
+
+def prune(run_dir: Path, config: CheckpointConfig, epoch: int, *, protect: Iterable[int] = ()) -> Pruned:
+    """Remove what retention does not keep, and what killed saves and prunes that failed left.
 
     A checkpoint first loses its COMMITTED file, so that a kill in between leaves nothing that counts.
     """
     infos = committed(run_dir)
     stay = kept((info.step for info in infos), config) | set(protect)
-    removed = []
-    for info in infos:
-        if info.step not in stay:
-            (info.path / COMMITTED).unlink()
-            shutil.rmtree(info.path)
-            removed.append(info.path.name)
+    going = [info.path for info in infos if info.step not in stay]
+    newest = infos[-1].step if infos else 0
     counting = {info.path.name for info in infos}
-    for folder in (run_dir / "checkpoints").glob("step-*.epoch-*"):
-        older = int(folder.name.rpartition("-")[2]) < epoch
-        if older and folder.name not in counting and not (folder / COMMITTED).exists():
+    for folder in sorted((run_dir / "checkpoints").glob("step-*.epoch-*")):
+        step, of = parse_name(folder.name)
+        over = of < epoch or step < newest  # a save of this start that still goes on is of a later step
+        if over and folder.name not in counting and not (folder / COMMITTED).exists():
+            going.append(folder)
+    done = Pruned([], [])
+    for folder in going:
+        try:
+            (folder / COMMITTED).unlink(missing_ok=True)
             shutil.rmtree(folder)
-            removed.append(folder.name)
-    return removed
+            done.removed.append(folder.name)
+        except OSError as error:  # NFS keeps files that somebody reads
+            done.left.append(f"{folder.name} ({error})")
+    return done

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,8 +157,10 @@ def _prune(args: argparse.Namespace) -> int:
         return exit_codes.OK
     lease = Lease.acquire(path)  # nobody else may be saving into it meanwhile
     try:
-        removed = prune(path, config, lease.epoch)
+        removed, left = prune(path, config, lease.epoch)
     finally:
         lease.release()
     print(f"removed {len(removed)}: {', '.join(removed)}")
-    return exit_codes.OK
+    if left:
+        print(f"llmjp checkpoint: could not be removed, try again: {', '.join(left)}", file=sys.stderr)
+    return exit_codes.FAILED if left else exit_codes.OK

@@ -267,7 +267,8 @@ def describe(event: dict[str, Any]) -> str:
         took = f"{size:,.1f} MB in {event.get('seconds') or 0:.1f} s"
         return f"{event.get('folder', '?')}, {took} ({event.get('reason')})"
     if kind == "prune":
-        return "removed " + ", ".join(map(str, event.get("removed", [])))
+        left = f"; could not be removed: {', '.join(event['left'])}" if event.get("left") else ""
+        return f"removed {', '.join(map(str, event.get('removed', []))) or 'nothing'}{left}"
     if kind in ("spike", "straggler") and event.get("action"):
         return f"{event.get('evidence')}; {event['action']}"
     if kind == "rewind":

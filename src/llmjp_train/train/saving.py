@@ -149,9 +149,11 @@ class Saving(Hook):
         )
         (run.record.path / "save").unlink(missing_ok=True)
         protected = {run.memory.get("validation", {}).get("step")} - {None}
-        removed = prune(run.record.path, run.config.checkpoint, run.epoch, protect=protected)
-        if removed:
-            run.record.event("prune", step=pending.step, removed=removed)
+        removed, left = prune(run.record.path, run.config.checkpoint, run.epoch, protect=protected)
+        if removed or left:
+            run.record.event("prune", step=pending.step, removed=removed, left=left)
+        if left:
+            print(f"  not removed, tried again at the next save: {', '.join(left)}", flush=True)
 
 
 @dataclass
