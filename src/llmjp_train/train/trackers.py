@@ -1,6 +1,7 @@
 """Trackers: views of metrics.jsonl in other tools. TensorBoard by default; a user's class by its name."""
 
 import importlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ class TensorBoard:
             EventFileWriter,
         )
 
+        _quieten_writers()
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._summary = Event, Summary
         self._writer: Any = EventFileWriter(str(folder))
@@ -46,6 +48,17 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is queued."""
         self._writer.close()
+
+
+def _quieten_writers() -> None:
+    """Print no traceback of TensorBoard's writing thread: its error, a full disk say, is raised at the next figure."""
+    told = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            told(args)
+
+    threading.excepthook = hook
 
 
 def load_trackers(run_dir: Path, *, tensorboard: bool, names: list[str]) -> list[Tracker]:
