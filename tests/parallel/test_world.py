@@ -1,7 +1,10 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from llmjp_train.errors import UserError
-from llmjp_train.parallel.world import World, first_host, world
+from llmjp_train.parallel.world import World, first_host, node_place, world
 
 
 def test_alone_without_a_launcher():
@@ -50,6 +53,16 @@ def test_mpirun_on_one_machine_needs_nothing_more():
 def test_mpirun_over_machines_needs_an_address():
     with pytest.raises(UserError, match="MASTER_ADDR"):
         world({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+
+
+@pytest.mark.parametrize("place", [world, node_place])
+def test_another_mpi_is_refused_and_does_not_make_each_process_alone(place: Callable[..., Any]):
+    with pytest.raises(
+        UserError, match=r"started 2 processes \(PMI_SIZE\).*Open MPI's mpirun, srun or torchrun"
+    ):
+        place({"PMI_RANK": "1", "PMI_SIZE": "2"})
+    place({"PMI_RANK": "0", "PMI_SIZE": "1"})
+    assert world({**MPIRUN, "PMI_RANK": "0", "PMI_SIZE": "2"}).launcher == "mpirun"
 
 
 def test_half_set_variables_are_named():

@@ -37,7 +37,8 @@ def world(environment: Mapping[str, str] | None = None) -> World:
     """The process's place, from torchrun's, Open MPI's or srun's variables; alone without any.
 
     Raises:
-        UserError: a launcher set some of its variables but not all, or none of them names rank 0's host.
+        UserError: a launcher set some of its variables but not all, or none of them names rank 0's host; an MPI
+            whose variables are not read started several processes.
     """
     env = os.environ if environment is None else environment
     for launcher, names in _LAUNCHERS.items():
@@ -60,7 +61,18 @@ def world(environment: Mapping[str, str] | None = None) -> World:
             )
         port = int(env.get("MASTER_PORT") or _job_port(env))
         return World(rank, size, local_rank, address, port, launcher)
+    _refuse_other_mpi(env)
     return World()
+
+
+def _refuse_other_mpi(env: Mapping[str, str]) -> None:
+    """Under MPICH's or Intel MPI's mpirun each process would take itself for alone, and all write into one run."""
+    size = env.get("PMI_SIZE", "")
+    if "PMI_RANK" in env and size.isdigit() and int(size) > 1:
+        raise UserError(
+            f"an mpirun that is not Open MPI's started {size} processes (PMI_SIZE), and its variables are not read: "
+            "start with Open MPI's mpirun, srun or torchrun, or with 'llmjp train parallel.data=N' on one machine"
+        )
 
 
 def first_host(nodes: str) -> str:
@@ -85,11 +97,16 @@ _NODES = (
 
 
 def node_place(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """Which node of how many this process is, where its launcher started one a node; 0 of 1 alone."""
+    """Which node of how many this process is, where its launcher started one a node; 0 of 1 alone.
+
+    Raises:
+        UserError: as `world`, of an MPI whose variables are not read.
+    """
     env = os.environ if environment is None else environment
     for number, count in _NODES:
         if number in env and count in env:
             return int(env[number]), int(env[count])
+    _refuse_other_mpi(env)
     return 0, 1
 
 
