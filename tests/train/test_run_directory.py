@@ -101,6 +101,15 @@ def test_going_back_to_a_step_gives_up_the_later_ones_and_is_not_repeated(stoppe
     assert losses(stopped)[:10] == whole[:10]
 
 
+def test_a_longer_sequence_that_was_not_declared_from_the_start_is_refused_with_that_advice(
+    stopped: Path,
+) -> None:
+    longer = "changes=[{step:22,sequence_length:64}]"
+    told = resume(stopped, longer, "schedule.length=24", "spikes.policy=note")
+    assert "data: window: 32 -> 64 (the run's longest sequence" in told
+    assert "declare a longer one in changes from the start" in told
+
+
 def test_what_was_allowed_to_change_is_allowed_once(stopped: Path) -> None:
     allowed = resume(stopped, "data.seed=9", "allow_changed=[data]", "schedule.length=22")
     assert allowed == exit_codes.OK

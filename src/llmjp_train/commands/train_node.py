@@ -43,7 +43,11 @@ def main() -> int:
     highest, and Open MPI ends all for the first that is not 0, or is told not to and gives 0 whatever they were.
     """
     folder = JobFolder(Path(sys.argv[1]).resolve())
-    node, nodes = node_place()
+    try:
+        node, nodes = node_place()
+    except UserError as error:
+        print(f"llmjp train: {error}", file=sys.stderr)
+        return exit_codes.BAD_INPUT
     attempt = folder.attempt(os.environ["LLMJP_ATTEMPT"])
     result = _result(folder, attempt, node, nodes)
     with suppress(OSError):  # a full disk

@@ -7,6 +7,9 @@ from typing import Any
 from llmjp_train.config.model import ModelConfig
 from llmjp_train.config.root import TrainConfig
 
+_NOTES = {
+    "window": " (the run's longest sequence, in which the data are cut: declare a longer one in changes from the start)"
+}
 OVERRIDABLE = ("model", "tokenizer", "data")
 
 
@@ -30,5 +33,5 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
+            found.append(f"{prefix}{key}: {old} -> {new}{_NOTES.get(prefix + key, '')}")
     return found
