@@ -84,8 +84,12 @@ def test_every_number_is_in_both_languages_and_both_forms(record: RunRecord) -> 
             assert set(fields.findall(sentence)) == set(fields.findall(table["ja"][key])), key
     from llmjp_train.publish import japanese
 
-    for kind in (*STARTS, *INCIDENTS, "stop", "end", "change", "note", "evaluation"):
+    for kind in (*STARTS, *INCIDENTS, "stop", "end", "early_stop", "change", "note", "evaluation"):
         assert kind in KINDS["ja"] or kind in japanese.KINDS
+    early = {"kind": "early_stop", "folder": "step-6", "left": ["left-step-8"], "reason": "best at step 6"}
+    assert (
+        japanese.event_text(early) == "step-6 を最新とする（best at step 6）、以後は数えないもの: left-step-8"
+    )
 
 
 def test_the_chart_is_told_to_who_cannot_see_it(record: RunRecord) -> None:

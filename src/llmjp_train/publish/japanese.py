@@ -19,6 +19,7 @@ KINDS = {
     "fault": "障害",
     "spike": "損失の急増",
     "rewind": "巻き戻し",
+    "early_stop": "早期終了",
     "straggler": "遅いランク",
     "save_failed": "保存の失敗",
 }
@@ -36,6 +37,9 @@ def event_text(event: dict[str, Any]) -> str:
     if event["kind"] == "rewind":
         count = sum(int(pair[1]) for pair in event.get("left_out") or [])
         return f"{event.get('folder', '?')} に戻る（除外したデータは合計 {count:,} サンプル）"
+    if event["kind"] == "early_stop":
+        left = f"、以後は数えないもの: {', '.join(event['left'])}" if event.get("left") else ""
+        return f"{event.get('folder', '?')} を最新とする（{event.get('reason')}）{left}"
     if event["kind"] == "spike" and not event.get("action"):
         return f"損失 {_number(event.get('loss'))}（平均を標準偏差の {_number(event.get('score'), '.1f')} 倍上回る）"
     return describe(event)
