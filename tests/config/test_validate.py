@@ -40,6 +40,8 @@ WRONG = {
     "sequence": (["batch.sequence_length=2048"], ["batch.sequence_length=2048", "model.max_positions=1024"]),
     "sequence after a change": (
         [CHANGE.format(50, "sequence_length:4096")], ["batch.sequence_length=4096 (from step 50)", "raise"]),
+    "sequence that is no part of the longest": (
+        [CHANGE.format(50, "sequence_length:96")], ["sequence length 96 (from step 50)", "longest, 256"]),
     "half a ramp": (["batch.ramp_start=2"], ["batch.ramp_increment=None", "all three"]),
     "ramp downwards": (["batch.ramp_start=8", *RAMP[2:]], ["batch.ramp_start=8", "batch.global_batch=4"]),
     "ramp beyond the run": ([*RAMP[:3], "batch.ramp_steps=120"], ["batch.ramp_steps=120", "120 steps"]),

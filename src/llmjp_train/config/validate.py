@@ -94,6 +94,13 @@ def _batch(config: TrainConfig, step: int) -> list[str]:
     if found:
         return found
     unit = batch.micro_batch * config.parallel.data
+    longest = max(phase.sequence_length for phase in phases(config))
+    for phase in phases(config):
+        if longest % phase.sequence_length:
+            found.append(
+                f"sequence length {phase.sequence_length} (from step {phase.first_step}) does not divide the run's "
+                f"longest, {longest}, whose windows hold the data: take lengths that do"
+            )
     for phase in phases_from(config, step):
         where = f" (from step {phase.first_step})" if phase.first_step else ""
         if phase.global_batch % unit:
