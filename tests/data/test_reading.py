@@ -112,6 +112,11 @@ BAD = {
     b'{"text": "\xff"}': "no JSON",
     b'{"text": "a"} {"text": "b"}': "no JSON",
     b"[" * 100_000: "no JSON",
+    b'{"text": "a", "more": "\xff"}': "no JSON",
+    b'{"text": "a", "more": "\xed\xa0\x80"}': "no JSON",
+    b'{"text": "a", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "no JSON",
+    b'{"text": "a", "more": ' + b'{"x":' * 100_000 + b"0" + b"}" * 100_001: "no JSON",
+    b'{"text": ' + b"9" * 5000 + b"}": "field 'text' holds int, not text",
 }
 
 
@@ -132,6 +137,9 @@ ODD = [
     [b'\xef\xbb\xbf{"text": "a"}\r\n', b'{"text": "b"}'],
     [b' {"text": "a"} \n', b"\t\n", b'{"te\\u0078t": "a"}\n'],
     [b'{"text": "a\x00"}\n', b'{"text": "a\t"}\n'],
+    [b'{"text": "a", "more": ' + b"9" * 5000 + b"}\n"],
+    [b'{"text": "a", "more": -' + b"9" * 5000 + b"}\n", b"{\n"],
+    [b'{"text": "' + b"[{" * 1000 + b'"}\n', b'{"text": "a", "more": ' + b"[" * 400 + b"]" * 400 + b"}\n"],
     [b'{"text": "a", "more": [1, "s"]}\n', b'{"text": "b", "more": {"y": 2}}\n'],
 ]
 

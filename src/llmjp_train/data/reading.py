@@ -15,6 +15,8 @@ from llmjp_train.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".txt", ".parquet")
 _BATCH = 1000
+_SHALLOW = 500
+"""Levels of lists and objects that are read on any stack."""
 
 Record = bytes | str | None
 """A JSON line as bytes, a text as it is, or none where a column holds none."""
@@ -218,7 +220,7 @@ def parse(record: Record, text_key: str) -> tuple[str, str]:
         if not record.strip():
             return "", ""
         try:
-            value = json.loads(record.rstrip())
+            value = json.loads(record.rstrip().decode("utf-8-sig"), parse_int=_any_integer)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             return "", f"no JSON ({error})"
         if not isinstance(value, dict) or text_key not in value:
@@ -231,6 +233,11 @@ def parse(record: Record, text_key: str) -> tuple[str, str]:
     except UnicodeEncodeError as error:  # a lone half of a surrogate pair, which JSON can spell
         return "", f"text that is no Unicode ({error.reason} at character {error.start})"
     return record, ""
+
+
+def _any_integer(digits: str) -> int:
+    """An integer, whichever: it is no text, and Python would refuse one of more than 4,300 digits."""
+    return len(digits)
 
 
 def parse_all(records: Sequence[Record], text_key: str) -> list[tuple[str, str]]:
@@ -255,6 +262,10 @@ def _texts_by_arrow(records: Sequence[Record], text_key: str) -> list[str] | Non
     if len(lines) < len(records) or not objects or not framed:
         return None
     content = b"".join(lines)
+    # Arrow looks into no field but the text, and has no limit of depth; where the lines are read one by one
+    # they have both, and a record must not depend on what lies beside it.
+    if not _decodes(content) or any(parse(line, text_key)[1] for line in objects if _may_be_deep(line)):
+        return None
     options = pyarrow.json.ParseOptions(
         explicit_schema=pyarrow.schema([(text_key, pyarrow.string())]), unexpected_field_behavior="ignore"
     )
@@ -268,3 +279,15 @@ def _texts_by_arrow(records: Sequence[Record], text_key: str) -> list[str] | Non
         return None
     whole = [text for text in texts if text is not None]
     return whole if len(whole) == len(texts) == len(objects) else None
+
+
+def _decodes(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _may_be_deep(line: bytes) -> bool:
+    return line.count(b"[") + line.count(b"{") > _SHALLOW
