@@ -33,8 +33,9 @@ def main(words: list[str]) -> None:
     from llmjp_train.config.data import TokenizerConfig
     from llmjp_train.config.prepare import PrepareConfig
     from llmjp_train.data import catalogue
+    from llmjp_train.data.inputs import find_files
     from llmjp_train.data.prepare import prepare
-    from llmjp_train.data.reading import find_files, texts
+    from llmjp_train.data.reading import texts
     from llmjp_train.data.sentencepieces import train_unigram
     from llmjp_train.data.tokenizers import load_tokenizer
 

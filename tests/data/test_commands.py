@@ -88,6 +88,36 @@ def test_malformed_lines_are_reported_at_the_end(
     assert f"{path}:201: no JSON" in said
 
 
+def test_a_dry_run_looks_at_the_beginning_and_at_the_values(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.md").write_text("")
+    (tmp_path / "x.jsonl").write_text(corpus.read_text(encoding="utf-8") * 10, encoding="utf-8")
+    words = [f"input=[{tmp_path}]", f"output={tmp_path / 'out'}", f"tokenizer.path={tokenizer_folder}"]
+    assert llmjp("prepare", *words, "text_key=body", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "malformed    1,000 of the first 1,000 records" in said
+    assert said.count("no field 'body'") == 5
+    assert "no text in the first 1,000 records: check input and text_key" in said
+    assert "passed over, of no kind that is read: 1 (notes.md)" in said
+    with pytest.raises(UserError, match=r"validation_share=2\.0"):
+        llmjp("prepare", *words, "validation_share=2", "--dry-run")
+
+
+def test_no_validation_is_told(
+    tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n' * 9)
+    words = [
+        f"input=[{tmp_path / 'x.jsonl'}]",
+        f"output={tmp_path / 'out'}",
+        f"tokenizer.path={tokenizer_folder}",
+        "workers=1",
+    ]
+    assert llmjp("prepare", *words) == 0
+    assert "warning: no document went to validation" in capsys.readouterr().out
+
+
 def test_a_tokenizer_is_trained_shown_and_checked(
     corpus: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,7 +125,7 @@ def test_the_work_of_other_settings_is_not_mixed_in(
 ) -> None:
     monkeypatch.setattr(module, "_MB", 1500)
     killed_after(preparing(), 4, monkeypatch)
-    with pytest.raises(UserError, match="unfinished run with other settings"):
+    with pytest.raises(UserError, match=r"unfinished run with another unicode \(none -> nfkc\): "):
         prepare(preparing(unicode=Unicode.nfkc))
     prepare(preparing())
     assert problems(tmp_path / "prepared" / "train") == []
@@ -257,6 +257,60 @@ def test_an_empty_corpus_is_an_error(preparing: Preparing, tmp_path: Path, conte
 def test_a_missing_file_is_an_error(preparing: Preparing, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input .*absent\.jsonl does not exist"):
         prepare(preparing(input=[str(tmp_path / "absent.jsonl")]))
+
+
+def test_work_without_a_document_stands_in_nobodys_way(
+    preparing: Preparing, tmp_path: Path, texts: list[str], jsonl: Writing
+) -> None:
+    """Who followed the advice of an error gives another text_key: nothing that was done is worth a refusal."""
+    path = jsonl(tmp_path / "x.jsonl", texts)
+    with pytest.raises(UserError, match="200 of 200 records are malformed"):
+        prepare(preparing(input=[str(path)], text_key="body"))
+    assert prepare(preparing(input=[str(path)]))["malformed"]["count"] == 0
+
+
+def test_the_same_files_under_other_names_are_the_same(
+    preparing: Preparing, tmp_path: Path, texts: list[str], jsonl: Writing
+) -> None:
+    (tmp_path / "in").mkdir()
+    both = [str(jsonl(tmp_path / "in" / f"{n}.jsonl", texts[n::2])) for n in range(2)]
+    first = prepare(preparing(input=both, licence="CC0 1.0"))
+    assert prepare(preparing(input=[str(tmp_path / "in")])) == first
+    again = prepare(preparing(input=[str(tmp_path / "in")], origin="here"))
+    assert [(each["licence"], each["origin"]) for each in again["statements"]] == [("CC0 1.0", "here")] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is damaged .*: remove .*prepared"),
+        (b"\xff", "is damaged .*: remove .*prepared"),
+        (b"[]", "is no manifest of 'llmjp prepare'"),
+        (b'{"name": "an extension"}', "is no manifest of 'llmjp prepare'"),
+        (b'{"tokenizer": "x", "input": [3]}', "is no manifest of 'llmjp prepare'"),
+        (b'{"tokenizer": 3, "input": [], "train": {}, "settings": []}', "is no manifest of 'llmjp prepare'"),
+    ],
+)
+def test_a_manifest_that_is_damaged_or_foreign_is_named(
+    preparing: Preparing, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        prepare(preparing())
+
+
+def test_what_a_folder_holds_besides_is_told(
+    preparing: Preparing, tmp_path: Path, texts: list[str], jsonl: Writing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    jsonl(tmp_path / "in" / "x.jsonl", texts)
+    (tmp_path / "in" / "table.csv").write_text("a,b")
+    (tmp_path / "in" / "LICENSE.txt").write_text("as is")
+    manifest = prepare(preparing(input=[str(tmp_path / "in")]))
+    assert manifest["passed_over"] == {"count": 1, "files": ["table.csv"]}
+    assert manifest["texts_beside_other_kinds"] == {"count": 1, "files": ["LICENSE.txt"]}
+    assert "note: passed over, of no kind that is read: 1 (table.csv)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmjp_train.data.reading import blocks, find_files, parse, parse_all, records, texts
+from llmjp_train.data.inputs import find_files
+from llmjp_train.data.reading import blocks, parse, parse_all, records, texts
 from llmjp_train.errors import UserError
 
 TEXTS = ["一つ目\r\nです。", "二つ目 😀", "", "四つ目\n\n終"]
@@ -55,13 +56,16 @@ def test_truncated_compressed_files_are_refused(tmp_path: Path, suffix: str) -> 
     path.write_bytes(b"nothing of the kind, but long enough for a header")
     with pytest.raises(UserError, match="is damaged or truncated"):
         list(records(path, "text"))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"is damaged or truncated \(0 bytes"):
+        list(records(path, "text"))
 
 
 def test_text_files_keep_their_newlines(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes("\ufeff一行\r\n二行\n".encode())
     assert [record for record, _ in records(tmp_path / "x.txt", "text")] == ["一行\r\n二行\n"]
-    (tmp_path / "x.txt").write_bytes("日本".encode("euc-jp"))
-    with pytest.raises(UserError, match="is damaged or truncated"):
+    (tmp_path / "x.txt").write_bytes("日本".encode("cp932"))
+    with pytest.raises(UserError, match=r"x\.txt is not UTF-8 .* 'iconv -f cp932 -t utf-8'"):
         list(records(tmp_path / "x.txt", "text"))
 
 
@@ -77,43 +81,44 @@ def test_parquet_and_datasets(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="is damaged or truncated"):
         list(records(tmp_path / "x.parquet", "text"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"x"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"column 'text' of .* holds bytes \(binary\), not text"):
+        list(records(tmp_path / "x.parquet", "text"))
 
 
-def test_files_are_found_in_order_and_once(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl.gz", "sub/c.txt", "notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    found = find_files([str(tmp_path / "b.jsonl"), str(tmp_path)])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.jsonl", "a.jsonl.gz", "sub/c.txt"]
-
-
-def test_inputs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"input .*absent does not exist"):
-        find_files([str(tmp_path / "absent")])
-    with pytest.raises(UserError, match="no input: give files or folders"):
-        find_files([])
-    with pytest.raises(UserError, match=r"holds no \.jsonl"):
-        find_files([str(tmp_path)])
-    (tmp_path / "x.docx").write_bytes(b"")
-    with pytest.raises(UserError, match=r"x\.docx is of no known kind"):
-        find_files([str(tmp_path / "x.docx")])
-    DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(str(tmp_path / "dict"))
-    with pytest.raises(UserError, match=r"holds several splits: name them, e\.g\. input=\[.*train\]"):
-        find_files([str(tmp_path / "dict")])
+def test_tables_with_bytes_missing_are_damaged_not_a_full_disk(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["日本" * 1000] * 50})
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(table, path, compression="snappy", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[20:400] = b"\xff" * 380
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"(?s)x\.parquet .*damaged.*: copy it again"):
+        list(records(path, "text"))
+    Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    next((tmp_path / "saved").glob("*.arrow")).unlink()
+    with pytest.raises(UserError, match=r"saved cannot be read, or is damaged"):
+        list(records(tmp_path / "saved", "text"))
 
 
 BAD = {
     b'{"text": "x"': "no JSON",
-    b'["text"]': "no field 'text'",
+    b'["text"]': "a JSON array: write one object a line",
     b'{"body": "x"}': "no field 'text'",
     b'{"text": 3}': "field 'text' holds int, not text",
     b'{"text": null}': "field 'text' holds NoneType, not text",
     b'{"text": "\\ud800"}': "text that is no Unicode",
-    b'{"text": "\xff"}': "no JSON",
+    b'{"text": "\xff"}': "not UTF-8",
+    '{"text": "日本"}'.encode(
+        "cp932"
+    ): "not UTF-8 (invalid start byte at byte 11): convert it, for example with 'iconv -f cp932 -t utf-8'",
+    b"\xff\xfe"
+    + '{"text": "日本"}'.encode("utf-16-le"): "not UTF-8 (invalid start byte at byte 1): convert it, "
+    "for example with 'iconv -f utf-16 -t utf-8'",
     b'{"text": "a"} {"text": "b"}': "no JSON",
     b"[" * 100_000: "no JSON",
-    b'{"text": "a", "more": "\xff"}': "no JSON",
-    b'{"text": "a", "more": "\xed\xa0\x80"}': "no JSON",
+    b'{"text": "a", "more": "\xff"}': "not UTF-8",
+    b'{"text": "a", "more": "\xed\xa0\x80"}': "not UTF-8",
     b'{"text": "a", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "no JSON",
     b'{"text": "a", "more": ' + b'{"x":' * 100_000 + b"0" + b"}" * 100_001: "no JSON",
     b'{"text": ' + b"9" * 5000 + b"}": "field 'text' holds int, not text",

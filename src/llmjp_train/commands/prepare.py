@@ -52,6 +52,10 @@ def _print(output: str, manifest: dict[str, Any]) -> None:
         part = manifest[name]
         size = part["text_bytes"]
         print(f"{name}: {part['documents']:,} documents, {part['tokens']:,} tokens, {size:,} bytes of text")
+    if manifest["settings"]["validation_share"] and not manifest["validation"]["documents"]:
+        print(
+            "warning: no document went to validation, for all have the same text: give more, or validation files"
+        )
     bad = manifest["malformed"]
     if bad["count"]:
         print(f"malformed and left out: {bad['count']:,} of {bad['records']:,} records")
@@ -65,21 +69,31 @@ def _print(output: str, manifest: dict[str, Any]) -> None:
 
 
 def _dry_run(config: Any) -> int:
-    from itertools import islice
-
     from llmjp_train.config.compose import dump_config
-    from llmjp_train.data.reading import find_files, size_of, texts
+    from llmjp_train.data.inputs import size_of, survey
+    from llmjp_train.data.prepare import check
+    from llmjp_train.data.reading import sample
     from llmjp_train.data.tokenizers import load_tokenizer
 
-    files = find_files(config.input)
+    check(config)
+    found = survey(config.input)
+    files = found.files
     tokenizer = load_tokenizer(config.tokenizer)
-    first = list(islice(texts(files, config.text_key, lambda line: print(f"malformed: {line}")), 50))
+    first, malformed, seen = sample(files, config.text_key, texts=50, records=1000)
     tokens = sum(map(len, tokenizer.encode_many(first)))
     size = sum(len(text.encode()) for text in first)
     print(dump_config(config), end="")
     print(f"input        {len(files)} files, {sum(map(size_of, files)):,} bytes as stored")
+    for remark in found.remarks():
+        print(f"             {remark}")
     print(f"tokenizer    {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}")
     print(f"             its own encode() {tokenizer.habit()}; here nothing is added but the end of document")
     if tokens:
         print(f"sample       {len(first)} documents: {size / tokens:.2f} bytes a token")
+    if malformed:
+        print(f"malformed    {len(malformed):,} of the first {seen:,} records")
+        for line in malformed[:5]:
+            print(f"             {line}")
+    if not first:
+        print(f"             no text in the first {seen:,} records: check input and text_key")
     return exit_codes.OK

@@ -82,7 +82,8 @@ def _train(config: Any) -> int:
     import sys
 
     from llmjp_train.config.data import TokenizerConfig
-    from llmjp_train.data.reading import find_files, texts
+    from llmjp_train.data.inputs import find_files
+    from llmjp_train.data.reading import texts
     from llmjp_train.data.sentencepieces import sample, train_unigram
     from llmjp_train.data.tokenizers import load_tokenizer
 

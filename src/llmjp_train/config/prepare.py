@@ -19,7 +19,7 @@ class PrepareConfig:
     """Text to token files."""
 
     input: list[str] = field(default_factory=list)
-    """Files or folders: .jsonl (also .gz, .xz, .zst), .txt, .parquet, or folders saved by `datasets`."""
+    """Files or folders: .jsonl, .ndjson (also .gz, .xz, .zst), .txt, .parquet, or folders saved by `datasets`."""
     output: str = "???"
     """Folder for train.bin/.idx, validation.bin/.idx and manifest.json."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

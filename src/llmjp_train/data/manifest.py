@@ -51,6 +51,8 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): run 'llmjp prepare' again") from error
+    except ValueError as error:  # of JSON or of UTF-8
+        raise UserError(
+            f"{folder / MANIFEST} is damaged ({error}): remove {folder} and run 'llmjp prepare' again"
+        ) from error
     return found if isinstance(found, dict) and "tokenizer" in found else None

@@ -1,8 +1,6 @@
 """Text to token files: the same output for any number of workers, and after any number of kills."""
 
 import fcntl
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -24,11 +22,12 @@ from llmjp_train import __version__
 from llmjp_train.config.prepare import PrepareConfig
 from llmjp_train.data.catalogue import statement
 from llmjp_train.data.download import sha256
-from llmjp_train.data.manifest import MANIFEST
+from llmjp_train.data.earlier import digest_of, finished_output, resume, state_again, write_manifest
+from llmjp_train.data.inputs import Found, size_of, survey
 from llmjp_train.data.progress import Progress
-from llmjp_train.data.reading import Block, blocks, find_files, size_of
+from llmjp_train.data.reading import Block, blocks
 from llmjp_train.data.shards import LOCATED, Shards, merge, threshold
-from llmjp_train.data.token_files import TokenFile, TokenFileWriter
+from llmjp_train.data.token_files import TokenFileWriter
 from llmjp_train.data.tokenizers import Tokenizer, load_tokenizer
 from llmjp_train.errors import UserError
 
@@ -42,17 +41,20 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     Raises:
         UserError: nothing to read, too much malformed, an output of other settings in the way, no space.
     """
-    _check(config)
-    files = find_files(config.input)
+    check(config)
+    found = survey(config.input)
+    files = found.files
     tokenizer = load_tokenizer(config.tokenizer)
     out = Path(config.output)
     settings = _settings(config, tokenizer)
-    finished = _finished(out, settings, files)
+    finished = finished_output(out, settings, files)
+    for remark in found.remarks():
+        print(f"note: {remark}", file=sys.stderr)
     if finished is not None:
-        return _state_again(out, finished, _statements(config))
+        return state_again(out, finished, _statements(config))
     try:
         with _only_one(out):
-            return _run(config, files, tokenizer, out, settings)
+            return _run(config, found, tokenizer, out, settings)
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: {error.strerror}. What was done is kept in {out / 'parts'}: "
@@ -60,7 +62,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         ) from error
 
 
-def _check(config: PrepareConfig) -> None:
+def check(config: PrepareConfig) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        UserError: names the key.
+    """
     if not 0 <= config.validation_share < 1:
         raise UserError(f"validation_share={config.validation_share}: it must be 0 or more and below 1")
     if not 0 <= config.max_malformed <= 1:
@@ -73,15 +80,15 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _run(
-    config: PrepareConfig, files: list[Path], tokenizer: Tokenizer, out: Path, settings: dict[str, Any]
+    config: PrepareConfig, found: Found, tokenizer: Tokenizer, out: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    parts = out / "parts"
-    _resume(parts, settings | {"shard_mb": config.shard_mb}, files)
+    parts, files = out / "parts", found.files
+    resume(parts, settings | {"work": {"shard_mb": config.shard_mb}}, files)
     shards = Shards(config, tokenizer, parts)
     with _Workers(config.workers, shards) as workers:
         facts = _tokenise(config, files, shards, workers)
         digests = workers.digests(files)
-    malformed = _malformed(config, facts)
+    malformed = _malformed(config, facts, parts)
     with ExitStack() as stack:
         train, validation = (
             stack.enter_context(TokenFileWriter(out / name, tokenizer.vocab_size))
@@ -98,6 +105,8 @@ def _run(
             for path, digest in zip(files, digests, strict=True)
         ],
         "statements": _statements(config),
+        "passed_over": {"count": len(found.passed_over), "files": found.passed_over[:LOCATED]},
+        "texts_beside_other_kinds": {"count": len(found.loose_texts), "files": found.loose_texts[:LOCATED]},
         "malformed": malformed,
         "empty": sum(f["empty"] for f in facts),
         "special_tokens_in_text": sum(f["special"] for f in facts),
@@ -105,7 +114,7 @@ def _run(
     for name, total in zip(("train", "validation"), totals, strict=True):
         both = {suffix: sha256(out / f"{name}{suffix}") for suffix in (".bin", ".idx")}
         manifest[name] = {**asdict(total), "dtype": train.dtype.name, "sha256": both}
-    _write_manifest(out, manifest)
+    write_manifest(out, manifest)
     shutil.rmtree(parts)
     return manifest
 
@@ -113,26 +122,6 @@ def _run(
 def _statements(config: PrepareConfig) -> list[dict[str, Any]]:
     said = [statement(name, config.licence, config.origin) for name in config.input]
     return [{**each, "filters": config.filters or None} for each in said]
-
-
-def _state_again(out: Path, finished: dict[str, Any], said: list[dict[str, Any]]) -> dict[str, Any]:
-    """Take a licence, origin or filters that are stated now; who says nothing takes nothing back."""
-    before = finished.get("statements") or [{} for _ in said]
-    merged = [
-        {key: value if value is not None else old.get(key) for key, value in new.items()}
-        for old, new in zip(before, said, strict=True)
-    ]
-    if merged == before:
-        return finished
-    changed = finished | {"statements": merged}
-    _write_manifest(out, changed)
-    return changed
-
-
-def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    part = out / (MANIFEST + ".part")
-    part.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    part.replace(out / MANIFEST)
 
 
 def _settings(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -161,67 +150,6 @@ def _settings(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def _input(path: Path, digest: str, facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counts = {key: sum(f[key] for f in facts) for key in ("records", "documents", "tokens", "malformed")}
     return {"file": path.name, "bytes": size_of(path), "sha256": digest, **counts}
-
-
-def _digest(path: Path) -> str:
-    """sha256 of a file, or of the names and sha256 of all files of a folder."""
-    if path.is_file():
-        return sha256(path)
-    digest = hashlib.sha256()
-    for inside in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{inside.relative_to(path)} {sha256(inside)}\n".encode())
-    return digest.hexdigest()
-
-
-def _finished(out: Path, settings: dict[str, Any], files: list[Path]) -> dict[str, Any] | None:
-    """The manifest of an output that is there already and the same; refuse any other."""
-    path = out / MANIFEST
-    if not path.is_file():
-        foreign = [name for name in ("train.bin", "train.idx") if (out / name).exists()]
-        if foreign and not (out / "parts").is_dir():
-            raise UserError(
-                f"{out} holds {foreign[0]} without a manifest: choose another output, or remove it"
-            )
-        return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    differing = [
-        f"{key} ({manifest.get(group, {}).get(key)} -> {value})"
-        for group, values in settings.items()
-        for key, value in values.items()
-        if manifest.get(group, {}).get(key) != value and key != "name"
-    ]
-    if [entry["bytes"] for entry in manifest["input"]] != [size_of(f) for f in files] or [
-        entry["sha256"] for entry in manifest["input"]
-    ] != [_digest(f) for f in files]:
-        differing.append("input")
-    if differing:
-        raise UserError(
-            f"{out} was prepared with another {', '.join(differing)}: choose another output, or remove it"
-        )
-    for name in ("train", "validation"):
-        found = TokenFile(out / name).num_tokens
-        if found != manifest[name]["tokens"]:
-            raise UserError(
-                f"{out / name} has {found} tokens, not those of its manifest: remove {out}, prepare again"
-            )
-    return manifest
-
-
-def _resume(parts: Path, settings: dict[str, Any], files: list[Path]) -> None:
-    """Keep the shards of a killed run of the same settings and files; refuse those of others."""
-    here = {**settings, "files": [[str(p), size_of(p), p.stat().st_mtime_ns] for p in files]}
-    path = parts / "settings.json"
-    if not path.is_file():
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(here, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
-    elif json.loads(path.read_text(encoding="utf-8")) != here:
-        raise UserError(
-            f"{parts} holds the work of an unfinished run with other settings, tokenizer or input: "
-            "give the same again to finish it, or remove that folder"
-        )
 
 
 @contextmanager
@@ -259,7 +187,7 @@ def _block_size(config: PrepareConfig, total: int) -> int:
     return config.shard_mb * _MB or min(max(total // 256, _MB), 64 * _MB)
 
 
-def _malformed(config: PrepareConfig, facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _malformed(config: PrepareConfig, facts: Sequence[dict[str, Any]], parts: Path) -> dict[str, Any]:
     """Counts and places of malformed records.
 
     Raises:
@@ -271,7 +199,8 @@ def _malformed(config: PrepareConfig, facts: Sequence[dict[str, Any]]) -> dict[s
         shown = "\n  ".join(located[:10])
         raise UserError(
             f"{count:,} of {seen:,} records are malformed, more than max_malformed={config.max_malformed}:"
-            f"\n  {shown}\nRepair them, or accept the share with max_malformed=…; what was tokenised is kept"
+            f"\n  {shown}\nAccept the share with max_malformed=…: what was tokenised is kept for that. Or correct "
+            f"text_key or the files; if it then still asks for the earlier input, remove {parts}"
         )
     return {"count": count, "records": seen, "located": located[:LOCATED]}
 
@@ -328,7 +257,7 @@ class _Workers:
 
     def digests(self, files: Sequence[Path]) -> list[str]:
         """sha256 of the input."""
-        return list(map(_digest, files) if self._pool is None else self._pool.map(_digest, files))
+        return list(map(digest_of, files) if self._pool is None else self._pool.map(digest_of, files))
 
 
 def _work(block: Block) -> dict[str, Any]:

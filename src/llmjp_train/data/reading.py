@@ -4,16 +4,17 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llmjp_train.data import catalogue
+from llmjp_train.data.inputs import COMPRESSED, size_of
 from llmjp_train.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".txt", ".parquet")
 _BATCH = 1000
 _SHALLOW = 500
 """Levels of lists and objects that are read on any stack."""
@@ -35,53 +36,6 @@ class Block:
     """Bytes of the records, decompressed."""
     consumed: int = 0
     """Bytes of the file that were read for it."""
-
-
-def _named(text: str) -> Path:
-    """A path, or where the corpus of that name lies."""
-    path = Path(text)
-    if path.exists():
-        return path
-    names = catalogue.corpora()
-    if text in names:
-        return catalogue.get(text)
-    raise UserError(
-        f"input {text} does not exist and is no corpus by name ({', '.join(names)}): correct input=[…]"
-    )
-
-
-def find_files(inputs: Sequence[str]) -> list[Path]:
-    """Files and `datasets` folders of the input, sorted within each folder, each once.
-
-    Raises:
-        UserError: an input is missing or has nothing that can be read.
-    """
-    found: list[Path] = []
-    for text in inputs:
-        path = _named(text)
-        if path.is_file() and not path.name.endswith(SUFFIXES):
-            raise UserError(
-                f"input {path} is of no known kind; known are {', '.join(SUFFIXES)} and folders of datasets"
-            )
-        if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            raise UserError(f"input {path} holds several splits: name them, e.g. input=[{path / splits[0]}]")
-        if path.is_file() or (path / "dataset_info.json").is_file():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-        if not inside:
-            raise UserError(f"input folder {path} holds no {', '.join(SUFFIXES)}")
-        found.extend(inside)
-    if not found:
-        raise UserError("no input: give files or folders with input=[FILE,FOLDER]")
-    return list(dict.fromkeys(found))
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
-    inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(p.stat().st_size for p in inside)
 
 
 class _Zstd(io.RawIOBase):
@@ -117,11 +71,13 @@ class _Zstd(io.RawIOBase):
 
 
 def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
-    if path.suffix == ".gz":
+    if path.suffix.lower() in COMPRESSED and not os.fstat(raw.fileno()).st_size:
+        raise EOFError("0 bytes, which no compressed file has")
+    if path.suffix.lower() == ".gz":
         return cast(BinaryIO, gzip.open(raw, "rb"))
-    if path.suffix == ".xz":
+    if path.suffix.lower() == ".xz":
         return cast(BinaryIO, lzma.open(raw, "rb"))
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         return cast(BinaryIO, io.BufferedReader(_Zstd(raw), 1 << 18))
     return raw
 
@@ -130,18 +86,25 @@ def records(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
     """Records of one file, and how many of its bytes were read when each came (an estimate for folders).
 
     Raises:
-        UserError: the file is damaged or truncated, or has no such column.
+        UserError: the file is damaged, truncated or no UTF-8, cannot be read, or has no such column.
     """
     import pyarrow
     import zstandard
 
-    damage = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, UnicodeDecodeError)
+    damage = (
+        EOFError,
+        lzma.LZMAError,
+        gzip.BadGzipFile,
+        zlib.error,
+        zstandard.ZstdError,
+        json.JSONDecodeError,
+    )
     try:
         if path.is_dir():
             yield from _dataset(path, text_key)
-        elif path.suffix == ".parquet":
+        elif path.suffix.lower() == ".parquet":
             yield from _parquet(path, text_key)
-        elif path.suffix == ".txt":
+        elif path.suffix.lower() == ".txt":
             # Not read_text(), which would change carriage returns unasked.
             yield path.read_bytes().decode("utf-8-sig"), path.stat().st_size
         else:
@@ -150,15 +113,28 @@ def records(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
                 for line in file:
                     read = read + len(line) if file is raw else raw.tell()
                     yield line, read
-    except (*damage, pyarrow.ArrowInvalid) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is {_not_utf8(error)}") from error
+    except (*damage, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is damaged or truncated ({error}): copy it again") from error
+    except OSError as error:  # pyarrow's too, which has no number of an error when the bytes are wrong
+        raise UserError(f"{path} cannot be read, or is damaged ({error}): copy it again") from error
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    content: bytes = error.object
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in content[:100]
+    return (
+        f"not UTF-8 ({error.reason} at byte {error.start + 1}): convert it, for example with "
+        f"'iconv -f {'utf-16' if utf16 else 'cp932'} -t utf-8'"
+    )
 
 
 def _dataset(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(path))
-    _check_column(path, text_key, dataset.column_names)
+    _check_column(path, text_key, dataset.features.arrow_schema)
     size, seen = size_of(path), 0
     for batch in dataset.select_columns([text_key]).iter(batch_size=_BATCH):
         for value in batch[text_key]:
@@ -170,7 +146,7 @@ def _parquet(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path)
-    _check_column(path, text_key, file.schema_arrow.names)
+    _check_column(path, text_key, file.schema_arrow)
     size, rows, seen = path.stat().st_size, file.metadata.num_rows, 0
     for batch in file.iter_batches(batch_size=_BATCH, columns=[text_key]):
         for value in batch.column(0).to_pylist():
@@ -178,9 +154,16 @@ def _parquet(path: Path, text_key: str) -> Iterator[tuple[Record, int]]:
             yield value, size * seen // rows
 
 
-def _check_column(path: Path, text_key: str, names: Sequence[str]) -> None:
-    if text_key not in names:
-        raise UserError(f"{path} has no column '{text_key}', only {', '.join(names)}: set text_key")
+def _check_column(path: Path, text_key: str, schema: Any) -> None:
+    from pyarrow import types
+
+    if text_key not in schema.names:
+        raise UserError(f"{path} has no column '{text_key}', only {', '.join(schema.names)}: set text_key")
+    kind = schema.field(text_key).type
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        raise UserError(
+            f"column '{text_key}' of {path} holds bytes ({kind}), not text: cast it to string, or set text_key"
+        )
 
 
 def blocks(files: Sequence[Path], text_key: str, size: int) -> Iterator[Block]:
@@ -205,13 +188,41 @@ def blocks(files: Sequence[Path], text_key: str, size: int) -> Iterator[Block]:
 
 def texts(files: Sequence[Path], text_key: str, told: Callable[[str], None]) -> Iterator[str]:
     """Texts alone; ``told`` hears of malformed records, which are passed over."""
+    for place, text, wrong in _parsed(files, text_key):
+        if wrong:
+            told(f"{place}: {wrong}")
+        elif text:
+            yield text
+
+
+def sample(
+    files: Sequence[Path], text_key: str, *, texts: int, records: int
+) -> tuple[list[str], list[str], int]:
+    """The first texts, malformed records with their places, and how many records were looked at for both.
+
+    Args:
+        texts: stop after so many.
+        records: stop after so many, whatever they hold.
+    """
+    found: list[str] = []
+    malformed: list[str] = []
+    seen = 0
+    for place, text, wrong in islice(_parsed(files, text_key), records):
+        seen += 1
+        if wrong:
+            malformed.append(f"{place}: {wrong}")
+        elif text:
+            found.append(text)
+        if len(found) >= texts:
+            break
+    return found, malformed, seen
+
+
+def _parsed(files: Sequence[Path], text_key: str) -> Iterator[tuple[str, str, str]]:
+    """Place, text, and what is wrong, of each record."""
     for path in files:
         for number, (record, _) in enumerate(records(path, text_key), 1):
-            text, wrong = parse(record, text_key)
-            if wrong:
-                told(f"{path}:{number}: {wrong}")
-            elif text:
-                yield text
+            yield (f"{path}:{number}", *parse(record, text_key))
 
 
 def parse(record: Record, text_key: str) -> tuple[str, str]:
@@ -221,8 +232,12 @@ def parse(record: Record, text_key: str) -> tuple[str, str]:
             return "", ""
         try:
             value = json.loads(record.rstrip().decode("utf-8-sig"), parse_int=_any_integer)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UnicodeDecodeError as error:
+            return "", _not_utf8(error)
+        except (json.JSONDecodeError, RecursionError) as error:
             return "", f"no JSON ({error})"
+        if isinstance(value, list):
+            return "", "a JSON array: write one object a line, for example with 'jq -c .[]'"
         if not isinstance(value, dict) or text_key not in value:
             return "", f"no field '{text_key}'"
         record = value[text_key]

@@ -8,7 +8,7 @@ import numpy as np
 
 from llmjp_train.config.compose import load_config
 from llmjp_train.config.data import TokenizerConfig
-from llmjp_train.data import reading
+from llmjp_train.data import inputs, reading
 from llmjp_train.data.manifest import train_prefix
 from llmjp_train.data.token_files import TokenFile
 from llmjp_train.data.tokenizers import Tokenizer, load_tokenizer
@@ -23,7 +23,7 @@ def training_text(source: str, text_key: str, told: Callable[[str], None]) -> It
     """
     path = Path(source)
     if not (path / "config.yaml").is_file():
-        yield from reading.texts(reading.find_files([source]), text_key, told)
+        yield from reading.texts(inputs.find_files([source]), text_key, told)
         return
     if not (path / "tokenizer").is_dir():
         raise UserError(
