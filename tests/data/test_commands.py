@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +135,20 @@ def test_a_tokenizer_is_trained_shown_and_checked(
     with pytest.raises(UserError, match="has 380 ids"):
         llmjp("tokenizer", "check", str(out), "--vocab-size", "100")
     assert llmjp("tokenizer", "check", str(out), "--data", str(prepared)) == 1
-    assert "was made with another: toy" in capsys.readouterr().out
+    assert "was prepared with tokenizer toy" in capsys.readouterr().out
+
+
+def test_a_tokenizer_with_another_end_of_document_is_not_the_datas(
+    tokenizer_folder: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer_folder, other)
+    path = other / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<s>"}))
+    assert llmjp("tokenizer", "check", str(other), "--data", str(prepared)) == 1
+    assert (
+        "prepared with id 2 at the end of each document, where the tokenizer has 1" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

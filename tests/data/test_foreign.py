@@ -69,7 +69,7 @@ def test_a_foreign_pair_is_a_source_unchanged(
     assert batch.targets[first].tolist() == [11, 12, 13, EOD, -100, 22, 23, 24]
     assert batch.documents[second].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert stream.fingerprint["sources"]["wiki"]["tokenizer"] is None
-    stream.check_tokenizer("0" * 64, "any")  # nothing tells with which these were made
+    stream.check_tokenizer("0" * 64, "any", 0)  # nothing tells with which these were made
 
     validation = ValidationStream(data, 8, vocab_size)
     assert validation.num_samples == 1

@@ -190,15 +190,46 @@ def test_the_fingerprint_names_what_decides_the_order(tmp_path: Path, files: Any
 def test_another_tokenizer_than_the_data_were_made_with_is_refused(prepared: Path, tokenizer: Any) -> None:
     data = DataConfig(name="test", sources={"small": SourceConfig(path=str(prepared))})
     stream = TrainingStream(data, [phase(32)], 400)
-    stream.check_tokenizer(tokenizer.fingerprint, "toy")
+    stream.check_tokenizer(tokenizer.fingerprint, "toy", tokenizer.eod_id)
     assert stream.fingerprint["sources"]["small"]["tokenizer"] == tokenizer.fingerprint
     with pytest.raises(
         UserError, match=r"source small .* was prepared with tokenizer toy .* the run has other \(ffff"
     ):
-        stream.check_tokenizer("f" * 64, "other")
+        stream.check_tokenizer("f" * 64, "other", tokenizer.eod_id)
+
+
+def test_another_end_of_document_than_the_data_have_is_refused(prepared: Path, tokenizer: Any) -> None:
+    """Tokenizers that differ in their eos_token alone have the same fingerprint, and other documents."""
+    data = DataConfig(name="test", sources={"small": SourceConfig(path=str(prepared))})
+    stream = TrainingStream(data, [phase(32)], 400)
+    with pytest.raises(
+        UserError, match="prepared with id 2 at the end of each document, where the tokenizer has 1"
+    ):
+        stream.check_tokenizer(tokenizer.fingerprint, "toy", 1)
+
+
+def test_epochs_are_told_as_they_will_be(tmp_path: Path, files: Any) -> None:
+    sources = {f"s{s}": SourceConfig(path=str(tmp_path / f"s{s}"), epochs=e) for s, e in ((0, 1.0), (1, 3.0))}
+    data = config(tmp_path, sources=sources)
+    stream = TrainingStream(data, [phase(8)], 10_000)
+    windows = [(stream.source_tokens[name] - 1) // 8 for name in ("s0", "s1")]
+    total = windows[0] + 3 * windows[1]
+    told, warned = stream.epochs(data, total)
+    assert told[1] == f"source s1: 3 epochs of {stream.source_tokens['s1']:,} tokens"
+    assert warned == []
+    _, warned = stream.epochs(data, 2 * total)
+    assert warned[1].startswith("data.sources.s1.epochs is 3, but this run passes over it 6 times")
 
 
 class TestValidation:
+    def test_another_tokenizer_is_refused(self, prepared: Path, tokenizer: Any) -> None:
+        sources = {"a": SourceConfig(path="none", validation=str(prepared))}
+        stream = ValidationStream(DataConfig(name="t", sources=sources), 32, 400)
+        stream.check_tokenizer(tokenizer.fingerprint, "toy", tokenizer.eod_id)
+        assert stream.fingerprint["a"]["fingerprint"] == TokenFile(prepared / "validation").fingerprint
+        with pytest.raises(UserError, match=r"the validation of source a .* was prepared with tokenizer toy"):
+            stream.check_tokenizer("f" * 64, "other", tokenizer.eod_id)
+
     def test_every_target_comes_once(self, prepared: Path) -> None:
         data = DataConfig(name="test", sources={"small": SourceConfig(path=str(prepared))})
         stream = ValidationStream(data, 32, 400)

@@ -1,6 +1,7 @@
 """Whole runs through the real loop: exact resume, stops, refusals. Ranks are real processes."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from helpers.runs import losses, state, train
 from llmjp_train import exit_codes
 from llmjp_train.checkpoint.listing import committed, latest
 from llmjp_train.checkpoint.store import CheckpointReader
+from llmjp_train.errors import UserError
 from llmjp_train.runlog.record import RunRecord
+from llmjp_train.train.resuming import check_fingerprints
 
 CASES = [
     (1, 0, "fp32"),
@@ -143,8 +146,6 @@ def test_resume_with_something_else_is_refused_with_the_difference(
 def test_resume_with_another_tokenizer_is_refused(
     overrides: Any, tmp_path: Path, tokenizer_folder: Path
 ) -> None:
-    import shutil
-
     assert train(1, overrides(tmp_path / "run"), stop_after=3) == [exit_codes.STOPPED]
     other = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_folder, other)
@@ -153,6 +154,53 @@ def test_resume_with_another_tokenizer_is_refused(
     (other / "tokenizer.json").write_text(json.dumps(content))
     (told,) = train(1, overrides(tmp_path / "run", f"tokenizer.path={other}"))
     assert "tokenizer" in told
+
+
+def test_changed_validation_is_changed_data(overrides: Any, tmp_path: Path, prepared: Path) -> None:
+    held_out = tmp_path / "held-out"
+    for suffix in (".bin", ".idx"):
+        shutil.copy(prepared / f"validation{suffix}", f"{held_out}{suffix}")
+    mine = f"data.sources.small.validation={held_out}"
+    assert train(1, overrides(tmp_path / "run", mine), stop_after=3) == [exit_codes.STOPPED]
+    content = bytearray(Path(f"{held_out}.bin").read_bytes())
+    content[0] ^= 1
+    Path(f"{held_out}.bin").write_bytes(content)
+    (told,) = train(1, overrides(tmp_path / "run", mine))
+    assert "data: validation.small.fingerprint: " in told
+    assert train(1, overrides(tmp_path / "run", mine, "allow_changed=[data]")) == [exit_codes.OK]
+
+
+def test_what_older_runs_did_not_record_is_not_held_against_them() -> None:
+    now = {
+        "model": {"layers": 2},
+        "tokenizer": {"fingerprint": "a", "eod_id": 2},
+        "data": {"window": 8, "validation": {"x": 1}},
+    }
+    before = {"model": {"layers": 2}, "tokenizer": {"fingerprint": "a"}, "data": {"window": 8}}
+    for old, new in ((before, now), (now, now), (now, before), ({"model": {"layers": 2}}, now)):
+        check_fingerprints(old, new, [], Path("x"))
+    for part, key, value in (
+        ("tokenizer", "eod_id", 1),
+        ("data", "validation", {"x": 2}),
+        ("data", "window", 4),
+    ):
+        changed = now | {part: {**now[part], key: value}}
+        with pytest.raises(UserError, match=key):
+            check_fingerprints(now, changed, [], Path("x"))
+
+
+def test_stopping_at_the_best_needs_a_validation(
+    overrides: Any, tmp_path: Path, prepared: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in (".bin", ".idx"):
+        shutil.copy(prepared / f"train{suffix}", tmp_path / f"alone{suffix}")
+    alone = f"data.sources.small.path={tmp_path / 'alone'}"
+    (told,) = train(1, overrides(tmp_path / "run", alone, "evaluation.stop_at_best=2"))
+    assert "evaluation.stop_at_best=2 has nothing to go by" in told
+    assert train(1, overrides(tmp_path / "run", alone, "schedule.length=2")) == [exit_codes.OK]
+    said = capfd.readouterr().out
+    assert "no source has validation documents" in said
+    assert "source small: " in said
 
 
 def test_a_second_run_in_a_live_run_directory_is_refused(overrides: Any, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from llmjp_train.data.manifest import manifest_of
+    from llmjp_train.data.manifest import manifest_of, other_tokenizer
     from llmjp_train.data.tokenizers import check_special_tokens
 
     tokenizer = _load(args)
@@ -147,8 +147,9 @@ def _check(args: argparse.Namespace) -> int:
         made = manifest_of(args.data)
         if made is None:
             raise UserError(f"{args.data} has no manifest: nothing tells which tokenizer made it")
-        if made["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-            wrong.append(f"{args.data} was made with another: {made['tokenizer']['name']}")
+        other = other_tokenizer(made, tokenizer.fingerprint, tokenizer.eod_id)
+        if other:
+            wrong.append(f"{args.data} was {other}")
     for line in wrong:
         print(f"wrong: {line}")
     if not wrong:

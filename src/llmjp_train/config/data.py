@@ -27,7 +27,8 @@ class SourceConfig:
     weight: float | None = None
     """Relative share of the samples; give every source a weight, or every source epochs."""
     epochs: float | None = None
-    """How many times the source is passed over in the whole run; sets its share by its size."""
+    """Share of the samples relative to the source's size: 2 is read twice as often as 1. How many times it is passed
+    over in the whole run follows from schedule.length, and is told when the run starts."""
     tokens: int | None = None
     """Size in tokens, stated so that a dry run needs no files; checked against the files at start."""
 

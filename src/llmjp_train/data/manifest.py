@@ -44,6 +44,19 @@ def preparation(path: str) -> dict[str, Any]:
     }
 
 
+def other_tokenizer(made: dict[str, Any], fingerprint: str, eod_id: int) -> str:
+    """What a manifest says against a tokenizer: other pieces, or another end of the documents; else empty."""
+    was = made["tokenizer"]
+    if was["fingerprint"] != fingerprint:
+        return f"prepared with tokenizer {was['name']} ({was['fingerprint'][:12]})"
+    appended = made.get("settings", {}).get("append_eod")
+    if appended and was.get("eod_id", eod_id) != eod_id:
+        return (
+            f"prepared with id {was['eod_id']} at the end of each document, where the tokenizer has {eod_id}"
+        )
+    return ""
+
+
 def manifest_of(path: Path) -> dict[str, Any] | None:
     """The manifest of a prepared folder, given that folder or a prefix in it; none for foreign files."""
     folder = path if path.is_dir() else path.parent if path.name in ("train", "validation") else None

@@ -9,7 +9,7 @@ import numpy as np
 from llmjp_train.config.data import DataConfig
 from llmjp_train.config.phases import Phase
 from llmjp_train.data.batches import MicroBatch, assemble
-from llmjp_train.data.manifest import manifest_of, train_prefix, validation_prefix
+from llmjp_train.data.manifest import manifest_of, other_tokenizer, train_prefix, validation_prefix
 from llmjp_train.data.mixture import Mixture, Segment
 from llmjp_train.data.prefetch import Prefetcher
 from llmjp_train.data.token_files import TokenFile
@@ -68,20 +68,28 @@ class TrainingStream:
         places = self.mixture.places(first_sample, count, sequence_length)
         return assemble(self._files, places, sequence_length, mask=self._mask)
 
-    def check_tokenizer(self, fingerprint: str, name: str) -> None:
+    def check_tokenizer(self, fingerprint: str, name: str, eod_id: int) -> None:
         """Refuse sources that were prepared with another tokenizer than the run's; foreign files do not tell.
 
         Raises:
             UserError: names the source and both tokenizers.
         """
         for source, path in zip(self.source_names, self._paths, strict=True):
-            made = manifest_of(path)
-            if made and made["tokenizer"]["fingerprint"] != fingerprint:
-                raise UserError(
-                    f"source {source} ({path}) was prepared with tokenizer {made['tokenizer']['name']} "
-                    f"({made['tokenizer']['fingerprint'][:12]}), the run has {name} ({fingerprint[:12]}); "
-                    "prepare the text again, or take the tokenizer that it was prepared with"
+            _check_made(f"source {source}", path, fingerprint, name, eod_id)
+
+    def epochs(self, config: DataConfig, samples: int) -> tuple[list[str], list[str]]:
+        """How often a run of so many samples passes over each source, a line each; and where that is not as stated."""
+        told, warned = [], []
+        passed = self.mixture.epochs(samples)
+        for (name, tokens), real in zip(self.source_tokens.items(), passed, strict=True):
+            told.append(f"source {name}: {real:.4g} epochs of {tokens:,} tokens")
+            stated = config.sources[name].epochs
+            if stated is not None and abs(real - stated) > 0.01 * stated:
+                warned.append(
+                    f"data.sources.{name}.epochs is {stated:g}, but this run passes over it {real:.4g} times: "
+                    "epochs set the sources' proportions alone, the run's length is schedule.length"
                 )
+        return told, warned
 
 
 class HasDecode(Protocol):
@@ -116,6 +124,22 @@ class ValidationStream:
             segment = Segment(0, sequence_length, tuple(Fraction(count) for count in windows))
             self._mixture = Mixture(windows, sequence_length, [segment], seed=0)
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the validation losses are of: tokens and fingerprint of each source's file; a JSON object."""
+        files = zip(self.source_names, self._files, strict=True)
+        return {n: {"tokens": f.num_tokens, "fingerprint": f.fingerprint} for n, f in files if f is not None}
+
+    def check_tokenizer(self, fingerprint: str, name: str, eod_id: int) -> None:
+        """Refuse files that were prepared with another tokenizer than the run's; foreign files do not tell.
+
+        Raises:
+            UserError: names the source and both tokenizers.
+        """
+        for source, prefix in zip(self.source_names, self._prefixes, strict=True):
+            if prefix is not None:
+                _check_made(f"the validation of source {source}", prefix, fingerprint, name, eod_id)
+
     def batch(self, first: int, count: int) -> MicroBatch:
         """Validation samples ``first .. first + count``, below ``num_samples``."""
         if self._mixture is None or not 0 <= first <= first + count <= self.num_samples:
@@ -145,6 +169,16 @@ class ValidationStream:
                 ids = file.read(0, 100_000).tolist()
                 size += len(tokenizer.decode(ids).encode()) * count / len(ids)
         return size / targets if targets else 0.0
+
+
+def _check_made(what: str, path: Path, fingerprint: str, name: str, eod_id: int) -> None:
+    made = manifest_of(path)
+    wrong = other_tokenizer(made, fingerprint, eod_id) if made else ""
+    if wrong:
+        raise UserError(
+            f"{what} ({path}) was {wrong}, the run has {name} ({fingerprint[:12]}); "
+            "prepare the text again, or take the tokenizer that it was prepared with"
+        )
 
 
 def _check_source(

@@ -13,16 +13,30 @@ _NOTES = {
 OVERRIDABLE = ("model", "tokenizer", "data")
 
 
-def fingerprints(config: TrainConfig, tokenizer: str, data: dict[str, Any]) -> dict[str, Any]:
+LATER = (("tokenizer", "eod_id"), ("data", "validation"))
+"""What older runs did not record, and runs without validation do not have."""
+
+
+def fingerprints(config: TrainConfig, tokenizer: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Model shape, tokenizer and data, as JSON."""
     model = model_fingerprint(config.model)
     order = {"seed": config.data.seed, "document_mask": config.data.document_mask}
-    return {"model": model, "tokenizer": {"fingerprint": tokenizer}, "data": {**order, **data}}
+    return {"model": model, "tokenizer": tokenizer, "data": {**order, **data}}
 
 
 def model_fingerprint(model: ModelConfig) -> dict[str, Any]:
     """A model's choices as JSON."""
     return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(model).items()}
+
+
+def comparable(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without what only one of them could know."""
+    both = tuple({part: dict(values) for part, values in each.items()} for each in (before, now))
+    for part, key in LATER:
+        if not all(key in each.get(part, {}) for each in both):
+            for each in both:
+                each.get(part, {}).pop(key, None)
+    return both[0], both[1]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from llmjp_train.checkpoint.listing import CheckpointInfo, offer
 from llmjp_train.checkpoint.storage import DamagedError
 from llmjp_train.checkpoint.store import load, read_state
 from llmjp_train.errors import UserError
-from llmjp_train.train.fingerprints import differences
+from llmjp_train.train.fingerprints import comparable, differences
 from llmjp_train.train.run import ANSWERED, LEFT_OUT, NOT_APPLIED, Run
 
 
@@ -65,6 +65,7 @@ def _rewound(run: Run) -> dict[str, Any]:
 
 def check_fingerprints(before: dict[str, Any], now: dict[str, Any], allowed: list[str], path: Path) -> None:
     """Refuse to go on with another model, tokenizer or data unless told to."""
+    before, now = comparable(before, now)
     changed = {key: differences(before[key], now[key]) for key in before}
     refused = {key: lines for key, lines in changed.items() if lines and key not in allowed}
     if refused:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,8 +63,10 @@ def prepare_run(
     tokenizer = load_tokenizer(config.tokenizer)
     check_special_tokens(tokenizer, config.model.vocab_size)
     stream = TrainingStream(config.data, table, config.model.vocab_size)
-    stream.check_tokenizer(tokenizer.fingerprint, config.tokenizer.name)
+    stream.check_tokenizer(tokenizer.fingerprint, config.tokenizer.name, tokenizer.eod_id)
     validation, bytes_per_token = _validation(config, tokenizer)
+    order = stream.fingerprint | ({"validation": validation.fingerprint} if validation else {})
+    kind = {"fingerprint": tokenizer.fingerprint, "eod_id": tokenizer.eod_id}
     checkpoint, fork = _agreed_start(config, layout, record.path)
     engine = make_engine(config, layout, len(stream.source_names), parameter_groups(config))
     peak = peak_flops(config.cluster, config.precision.dtype, layout.device)
@@ -79,7 +82,7 @@ def prepare_run(
         record=record,
         stops=stops,
         lease=lease,
-        fingerprints=fingerprints(config, tokenizer.fingerprint, stream.fingerprint),
+        fingerprints=fingerprints(config, kind, order),
         peak_flops=peak * layout.size if peak else None,
         epoch=epoch,
     )
@@ -98,7 +101,14 @@ def _validation(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ValidationSt
     if not config.evaluation.validation_every:
         return None, 0.0
     stream = ValidationStream(config.data, config.batch.sequence_length, config.model.vocab_size)
+    stream.check_tokenizer(tokenizer.fingerprint, config.tokenizer.name, tokenizer.eod_id)
     if stream.num_samples == 0:
+        if config.evaluation.stop_at_best is not None:
+            raise UserError(
+                f"evaluation.stop_at_best={config.evaluation.stop_at_best} has nothing to go by, for no source has "
+                "validation documents: prepare with a larger validation_share, name files with "
+                "data.sources.NAME.validation, or set evaluation.stop_at_best=null"
+            )
         return None, 0.0
     return stream, stream.bytes_per_token(tokenizer)
 
@@ -191,7 +201,8 @@ def _record_start(
     made = {name: preparation(source.path) for name, source in sources.items()}
     run.record.write_data({**run.fingerprints, "statements": said, "prepared": made})
     folder = run.record.path / "tokenizer"
-    if before != run.fingerprints["tokenizer"] and folder.exists():
+    same = before is not None and before.items() <= run.fingerprints["tokenizer"].items()
+    if not same and folder.exists():
         shutil.rmtree(folder)  # another tokenizer was allowed: exports must carry the one in use
     if not folder.exists():
         tokenizer.save(folder)
@@ -217,6 +228,19 @@ def _record_start(
         f"{run.config.name} {told} at step {run.step} on {run.layout.size} process(es): {run.layout}",
         flush=True,
     )
+    _tell_data(run)
+
+
+def _tell_data(run: Run) -> None:
+    """What the data mean for this run: epochs of each source, and whether there is a validation."""
+    told, warned = run.stream.epochs(run.config.data, run.samples_at(run.schedule.total_steps))
+    for line in told:
+        print(f"  {line}")
+    for line in warned:
+        print(f"  warning: {line}")
+    if run.config.evaluation.validation_every and run.validation is None:
+        print("  no source has validation documents: there will be no validation")
+    sys.stdout.flush()
 
 
 def hooks(run: Run, evaluate: Callable[[Run], dict[str, Any]] | None) -> list[Hook]:
