@@ -151,6 +151,28 @@ def test_a_tokenizer_with_another_end_of_document_is_not_the_datas(
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("max_mb=0", r"max_mb=0\.0: it must be more than 0"),
+        ("max_mb=inf", "max_mb=inf: it must be more than 0"),
+        ("vocab_size=-5", "vocab_size=-5: it must be more than 261"),
+        ("character_coverage=2", r"character_coverage=2\.0: it must be between 0\.98 and 1"),
+        ("max_piece=0", "max_piece=0: it must be between 1 and 512"),
+        ("output=/dev/null", r"output=/dev/null cannot be written \(File exists\)"),
+        ("output=/proc/tokenizer", "output=/proc/tokenizer cannot be written"),
+    ],
+)
+def test_a_tokenizer_is_not_trained_with_values_out_of_range(
+    corpus: Path, tmp_path: Path, change: str, said: str
+) -> None:
+    words = [f"input=[{corpus}]", f"output={tmp_path / 'out'}", "vocab_size=380"]
+    key = change.partition("=")[0]
+    words = [word for word in words if not word.startswith(f"{key}=")]
+    with pytest.raises(UserError, match=said):
+        llmjp("tokenizer", "train", *words, change)
+
+
 @pytest.mark.slow
 def test_a_tokenizer_is_trained_on_a_real_corpus_by_name(
     llmjp_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

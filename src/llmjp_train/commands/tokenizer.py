@@ -78,6 +78,42 @@ def _refuse_idle(args: argparse.Namespace) -> None:
     refuse(f"with {action}", idle[action], remedies[action])
 
 
+def _check_training(config: Any) -> None:
+    """Refuse values out of range, and an output that cannot be written, before any time goes into training.
+
+    Raises:
+        UserError: names the key.
+    """
+    import math
+    import tempfile
+
+    from llmjp_train.data.sentencepieces import FIXED
+
+    for key, right, said in (
+        (
+            "vocab_size",
+            config.vocab_size > FIXED,
+            f"more than {FIXED}, the special tokens, bytes and newline",
+        ),
+        ("character_coverage", 0.98 <= config.character_coverage <= 1, "between 0.98 and 1"),
+        ("max_piece", 1 <= config.max_piece <= 512, "between 1 and 512 characters"),
+        ("max_mb", math.isfinite(config.max_mb) and config.max_mb * 1e6 >= 1, "more than 0, in MB"),
+    ):
+        if not right:
+            raise UserError(f"{key}={getattr(config, key)}: it must be {said}")
+    out = Path(config.output)
+    if (out / "tokenizer.json").exists():
+        raise UserError(f"{out} holds a tokenizer already: choose another output, or remove it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output={out} cannot be written ({error.strerror}): choose another folder"
+        ) from error
+
+
 def _train(config: Any) -> int:
     import sys
 
@@ -87,16 +123,14 @@ def _train(config: Any) -> int:
     from llmjp_train.data.sentencepieces import sample, train_unigram
     from llmjp_train.data.tokenizers import load_tokenizer
 
+    _check_training(config)
     out = Path(config.output)
-    if (out / "tokenizer.json").exists():
-        raise UserError(f"{out} holds a tokenizer already: choose another output, or remove it")
     malformed: list[str] = []
     found = texts(find_files(config.input), config.text_key, malformed.append)
     chosen = sample(found, int(config.max_mb * 1e6), config.seed)
     for line in malformed[:5]:
         print(f"malformed, left out: {line}", file=sys.stderr)
     hf = train_unigram(chosen, config.vocab_size, config.character_coverage, config.max_piece)
-    out.mkdir(parents=True, exist_ok=True)
     hf.save_pretrained(str(out))
     tokenizer = load_tokenizer(TokenizerConfig(name=out.name, path=str(out)))
     size = sum(len(text.encode()) for text in chosen)

@@ -18,6 +18,8 @@ SPACE = "▁"
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 """Special tokens of a tokenizer trained here, ids 0 to 3; </s> ends a document."""
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+FIXED = len(SPECIAL) + len(BYTES) + 1
+"""Ids of a tokenizer trained here that no text decides: special tokens, bytes, the newline."""
 UNIGRAM, BPE = 1, 2
 _UNKNOWN, _CONTROL = 2, 3
 """Kinds of pieces in a SentencePiece model."""
