@@ -105,6 +105,22 @@ def test_a_dry_run_looks_at_the_beginning_and_at_the_values(
         llmjp("prepare", *words, "validation_share=2", "--dry-run")
 
 
+def test_an_end_of_document_that_is_not_in_use_is_told(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(str(tokenizer_folder))
+    hf.add_tokens(["<EOD|LLM-jp>"], special_tokens=True)
+    hf.save_pretrained(str(tmp_path / "both"))
+    words = [f"input=[{corpus}]", f"output={tmp_path / 'out'}", f"tokenizer.path={tmp_path / 'both'}"]
+    for command in (["prepare", *words, "--dry-run"], ["tokenizer", "show", str(tmp_path / "both")]):
+        assert llmjp(*command) == 0
+        assert "and not <EOD|LLM-jp> (400), which it has too" in capsys.readouterr().out
+    assert llmjp("tokenizer", "show", str(tokenizer_folder)) == 0
+    assert "which it has too" not in capsys.readouterr().out
+
+
 def test_no_validation_is_told(
     tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,8 @@ def _dry_run(config: Any) -> int:
     for remark in found.remarks():
         print(f"             {remark}")
     print(f"tokenizer    {tokenizer.vocab_size:,} ids, end of document {tokenizer.eod_id}")
+    if doubt := tokenizer.eod_doubt():
+        print(f"             {doubt}")
     print(f"             its own encode() {tokenizer.habit()}; here nothing is added but the end of document")
     if tokens:
         print(f"sample       {len(first)} documents: {size / tokens:.2f} bytes a token")

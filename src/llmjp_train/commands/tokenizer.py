@@ -159,6 +159,8 @@ def _show(args: argparse.Namespace) -> int:
     pieces = tokenizer.hf.convert_ids_to_tokens(ids)
     print(f"ids              {tokenizer.vocab_size:,}")
     print(f"end of document  {tokenizer.eod_id} ({tokenizer.hf.convert_ids_to_tokens(tokenizer.eod_id)})")
+    if doubt := tokenizer.eod_doubt():
+        print(f"                 {doubt}")
     print(f"beginning        {tokenizer.bos_id}")
     print(f"padding          {tokenizer.pad_id}")
     print(f"its encode()     {tokenizer.habit()}; training and evaluation here add nothing unasked")

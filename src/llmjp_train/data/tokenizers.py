@@ -55,6 +55,19 @@ class Tokenizer:
             "the tokenizer has no end-of-document token: name one as eos_token in its tokenizer_config.json"
         )
 
+    def eod_doubt(self) -> str:
+        """That LLM-jp's own token for the end of a document is there and not in use, in words; else empty.
+
+        A SentencePiece file does not tell which is meant.
+        """
+        piece = _EOD[0]
+        if self._vocabulary.get(piece, self.eod_id) == self.eod_id:
+            return ""
+        return (
+            f"and not {piece} ({self._vocabulary[piece]}), which it has too: if that is to end documents, take a "
+            "folder whose tokenizer_config.json names it as eod_token"
+        )
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no beginning-of-sequence and no end-of-document token.
 
