@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## make the virtual environment
 
 demo: $(READY) ## from Japanese text to an evaluated, exported model, in minutes
-	@$(BIN)/llmjp demo --output $(DEMO_DIR)
+	@$(BIN)/llmjp demo --force --output $(DEMO_DIR)
 
 test: test-fast test-slow ## every test but those of test-full (up to 15 minutes)
 

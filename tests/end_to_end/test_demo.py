@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llmjp_train import cli
+from llmjp_train.commands.demo import MARKER, Demo
+from llmjp_train.errors import UserError
 from llmjp_train.runlog.record import RunRecord
 
 BETTER_THAN_UNIGRAM = 0.5
@@ -73,16 +76,67 @@ def test_on_real_text_with_a_benchmark(tmp_path: Path, llmjp_data: Path) -> None
     assert payload["tasks"]["jcommonsenseqa"]["items"] == 100
 
 
-def test_a_folder_with_something_else_in_it_is_never_cleared(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_a_folder_that_no_demo_made_is_never_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that holds nothing but names that a demo gives."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("years of work")
     for flags in ([], ["--force"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "llmjp_train.cli", "demo", "--output", str(tmp_path), *flags],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert str(tmp_path) in done.stderr
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        assert cli.main(["demo", "--output", str(tmp_path), *flags]) == 2
+        assert f"{tmp_path} is not empty and no demo made it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.fixture
+def halted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo whose first part fails, as one that was interrupted."""
+
+    def fail(demo: Demo) -> None:
+        (demo.output / "data").mkdir()
+        raise UserError("its first part failed")
+
+    monkeypatch.setattr("llmjp_train.commands.demo._path", fail)
+
+
+@pytest.mark.parametrize("name", ["demo", "."])
+def test_a_folder_that_a_demo_made_is_cleared_of_its_parts_alone(
+    name: str,
+    tmp_path: Path,
+    halted: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "--output", name]
+    assert cli.main(words) == 2
+    assert "its first part failed" in capsys.readouterr().err
+    folder = tmp_path / name
+    (folder / "data" / "train.bin").write_text("tokens")
+    (folder / "report.html").write_text("a page")
+    (folder / "model").symlink_to(tmp_path / "elsewhere")
+    (folder / "notes.txt").write_text("mine")
+    assert cli.main(words) == 2
+    assert "--force removes what it made" in capsys.readouterr().err
+    assert (folder / "data" / "train.bin").exists()
+    assert cli.main([*words, "--force"]) == 2
+    assert "its first part failed" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == [MARKER, "data", "notes.txt"]
+    assert not any((folder / "data").iterdir())
+
+
+def test_make_lets_a_second_demo_begin_anew() -> None:
+    assert "llmjp demo --force" in (Path(__file__).parents[2] / "Makefile").read_text()
+
+
+def test_an_output_that_can_be_no_folder_is_told(
+    tmp_path: Path, halted: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").write_text("")
+    for place in (tmp_path / "afile", tmp_path / "afile" / "demo"):
+        assert cli.main(["demo", "--output", str(place), "--force"]) == 2
+        assert f"--output {place} cannot be used" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path: Path) -> None:

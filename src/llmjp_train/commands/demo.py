@@ -21,6 +21,17 @@ OWN = "llmjp-small-ja"
 PROMPT = "むかし、あるところに"
 WARMUP = 10
 """Steps of the warm-up of experiment=tiny-cpu."""
+MARKER = ".llmjp-demo"
+"""File that proves that a demo made the folder: its parts have names that anyone's folders may have."""
+PARTS = {
+    "tokenizer": "the tokenizer",
+    "data": "token files and their manifest",
+    "run": "the run: configuration, metrics, events, checkpoints, evaluations",
+    "model": "the model in Hugging Face format with its parity certificate",
+    "report.html": "the report: open it in a browser",
+    "release": "all of it to publish, with checksums: llmjp verify checks it anywhere",
+}
+"""What a demo leaves in its folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--own-corpus", action="store_true", help="use the project's own text even if LLMJP_DATA is set"
     )
-    parser.add_argument("--force", action="store_true", help="remove what an earlier demo left in the folder")
+    parser.add_argument("--force", action="store_true", help="remove what an earlier demo made in the folder")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
 
 
@@ -108,10 +119,8 @@ def _last_step(run: Path) -> int:
 def run(args: argparse.Namespace) -> int:
     """Make the tokenizer, the data, the model, its evaluation, its export and its report."""
     out: Path = args.output
-    if out.exists() and any(out.iterdir()) and not args.dry_run:
-        if not args.force:
-            raise UserError(f"{out} is not empty: take another --output, or --force to remove what is in it")
-        _clear(out)
+    if not args.dry_run:
+        _take(out, force=args.force)
     corpus = OWN if args.own_corpus or not os.environ.get("LLMJP_DATA") else "aozora"
     steps = (240 if corpus == OWN else 480) if args.steps is None else args.steps
     if steps < WARMUP:
@@ -124,14 +133,47 @@ def run(args: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-def _clear(out: Path) -> None:
+def _take(out: Path, *, force: bool) -> None:
+    """Make the folder and mark it, or clear one that a demo made.
+
+    Raises:
+        UserError: it cannot be made, it holds what no demo made, or what one made and ``force`` is not given.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            _clear(out, force=force)
+        (out / MARKER).write_text(
+            "Made by llmjp demo. While this file is here, --force removes what a demo makes beside it: "
+            + ", ".join(PARTS)
+            + "\n",
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise UserError(
+            f"--output {out} cannot be used ({error.strerror}: {error.filename}): name another folder"
+        ) from error
+
+
+def _clear(out: Path, *, force: bool) -> None:
+    """Remove a demo's parts; the folder and what else is in it stay."""
+    if not (out / MARKER).is_file():
+        raise UserError(
+            f"{out} is not empty and no demo made it (it lacks {MARKER}): nothing was removed; "
+            "take another --output"
+        )
+    if not force:
+        raise UserError(
+            f"{out} holds an earlier demo: --force removes what it made ({', '.join(PARTS)}) and begins anew, "
+            "or take another --output"
+        )
     import shutil
 
-    known = {"text", "tokenizer", "data", "run", "model", "report.html", "release"}
-    strange = [path.name for path in out.iterdir() if path.name not in known]
-    if strange:
-        raise UserError(f"{out} holds {', '.join(sorted(strange))}, which no demo made: nothing was removed")
-    shutil.rmtree(out)
+    for path in map(out.joinpath, PARTS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _path(demo: Demo) -> None:
@@ -199,13 +241,6 @@ def _summary(demo: Demo, seconds: float) -> None:
         f"validation loss {min(rows):.3f} nats a token at its best; a unigram fitted on the training text has "
         f"{unigram:.3f}: {unigram - min(rows):.3f} better"
     )
-    for name, what in (
-        ("tokenizer", "the tokenizer"),
-        ("data", "token files and their manifest"),
-        ("run", "the run: configuration, metrics, events, checkpoints, evaluations"),
-        ("model", "the model in Hugging Face format with its parity certificate"),
-        ("report.html", "the report: open it in a browser"),
-        ("run/README.en.md", "the model card, in Japanese beside it"),
-        ("release", "all of it to publish, with checksums: llmjp verify checks it anywhere"),
-    ):
+    for name, what in PARTS.items():
         print(f"  {out / name}: {what}")
+    print(f"  {out / 'run' / 'README.en.md'}: the model card, in Japanese beside it")
