@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmjp_train import cli
@@ -148,3 +151,36 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path: Path) -> None
     for command in ("tokenizer train", "prepare", "train", "evaluate", "export", "generate", "report"):
         assert f"$ llmjp {command}" in done.stdout
     assert not (tmp_path / "demo").exists()
+
+
+PART = """
+import os, signal, sys, time
+print("began", os.getpid(), flush=True)
+signal.signal(signal.SIGTERM, lambda number, frame: (print("saved", flush=True), sys.exit(75)))
+time.sleep(60)
+"""
+"""A part that saves when it is asked to end, in the place of all `llmjp` commands."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_part_that_runs_too(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text(PART)
+    start = (
+        "import subprocess, sys; from llmjp_train import cli; from llmjp_train.commands import demo\n"
+        "plain = subprocess.Popen\n"
+        "subprocess.Popen = lambda words, **more: plain([words[0], sys.argv[1]], **more)\n"
+        "sys.exit(cli.main(['demo', '--output', sys.argv[2]]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, str(tmp_path / "part.py"), str(tmp_path / "demo")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    began = next(line for line in process.stdout if line.startswith("began"))
+    time.sleep(0.2)  # the part takes its signals just now
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert f"ended by {number.name}" in err
+    assert out == ("saved\n" if number == signal.SIGTERM else "")
+    assert not psutil.pid_exists(int(began.split()[1]))

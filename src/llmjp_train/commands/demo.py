@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from llmjp_train import exit_codes
 from llmjp_train.errors import UserError
+from llmjp_train.launch.local import PARENT
 
 SUMMARY = "the whole path in minutes: text, tokenizer, training, resume, evaluation, export, report"
 USES_CONFIG = False
@@ -49,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
 
 
+class _StoppedError(Exception):
+    """The demo was asked to end by the signal that it carries, and its part has ended."""
+
+
 @dataclass
 class Demo:
     """The demo's settings and the seconds that each part took."""
@@ -59,6 +66,17 @@ class Demo:
     """Name of the corpus in the catalogue."""
     dry_run: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    signal: int = 0
+    """The signal that asked the demo to end; 0: none."""
+
+    def take_signals(self) -> None:
+        """Pass SIGTERM and SIGHUP on to the part that runs; what the caller ignores (nohup) stays ignored."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or number
 
     def llmjp(self, title: str, *words: str, accept: tuple[int, ...] = (0,)) -> None:
         """Run one `llmjp` command as a user would, its output passed through.
@@ -69,9 +87,7 @@ class Demo:
         process = self._start(title, words)
         if process is None:
             return
-        began = time.monotonic()
-        code = process.wait()
-        self.seconds[title] = time.monotonic() - began
+        code = self._wait(title, process)
         if code not in accept:
             raise UserError(
                 f"the demo's part '{title}' ended with exit code {code}; its output above says why"
@@ -82,14 +98,7 @@ class Demo:
         process = self._start(title, words)
         if process is None:
             return
-        began = time.monotonic()
-        while process.poll() is None and _last_step(run) < step:
-            time.sleep(0.1)
-        if process.poll() is None:
-            print(f"-- SIGTERM after step {_last_step(run)}", flush=True)
-            process.send_signal(signal.SIGTERM)
-        code = process.wait()
-        self.seconds[title] = time.monotonic() - began
+        code = self._wait(title, process, lambda: _last_step(run) >= step)
         if code != exit_codes.STOPPED:
             raise UserError(
                 f"the demo's part '{title}' ended with exit code {code}, not {exit_codes.STOPPED}, "
@@ -100,7 +109,32 @@ class Demo:
         print(f"\n== {title}\n$ llmjp {shlex.join(words)}", flush=True)
         if self.dry_run:
             return None
-        return subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words])
+        # A part dies with a demo that is killed: it would train on unseen.
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        return subprocess.Popen([sys.executable, "-m", "llmjp_train.cli", *words], env=environment)
+
+    def _wait(
+        self, title: str, process: subprocess.Popen[bytes], half_way: Callable[[], bool] = lambda: False
+    ) -> int:
+        """The part's exit code; it gets SIGTERM half way, and once what the demo got.
+
+        Raises:
+            _StoppedError: the demo was asked to end.
+        """
+        began, stopped, passed = time.monotonic(), False, False
+        while process.poll() is None:
+            if self.signal and not passed:
+                passed = True
+                process.send_signal(self.signal)
+            if not (stopped or passed) and half_way():
+                stopped = True
+                print("-- SIGTERM half way", flush=True)
+                process.terminate()
+            time.sleep(0.1)
+        if self.signal:
+            raise _StoppedError(self.signal)
+        self.seconds[title] = time.monotonic() - began
+        return process.returncode
 
 
 def _last_step(run: Path) -> int:
@@ -127,7 +161,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--steps {steps}: give {WARMUP} or more, which the learning rate's warm-up takes")
     demo = Demo(out, steps, corpus, args.dry_run)
     began = time.monotonic()
-    _path(demo)
+    demo.take_signals()
+    try:
+        _path(demo)
+    except _StoppedError:
+        name = signal.Signals(demo.signal).name
+        print(f"llmjp demo: ended by {name}; --force begins anew in {out}", file=sys.stderr)
+        return 128 + demo.signal
     if not args.dry_run:
         _summary(demo, time.monotonic() - began)
     return exit_codes.OK
