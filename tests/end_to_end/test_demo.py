@@ -1,6 +1,7 @@
 """The demo as `make demo` runs it, on the project's own text and on real text."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.run_records import config
 
 from llmjp_train import cli
-from llmjp_train.commands.demo import MARKER, Demo
+from llmjp_train.commands.demo import LEAST_STEPS, MARKER, Demo, _margin
+from llmjp_train.config.compose import dump_config
+from llmjp_train.config.data import SourceConfig
+from llmjp_train.data.token_files import TokenFileWriter
 from llmjp_train.errors import UserError
 from llmjp_train.runlog.record import RunRecord
 
@@ -43,13 +48,15 @@ def check(folder: Path, out: str) -> None:
     assert starts[1]["step"] == stop["step"] > 0
     assert events[-1]["kind"] in ("end", "evaluation")
     match = re.search(
-        r"validation loss ([\d.]+) nats a token at its best; .* has ([\d.]+): ([\d.]+) better", out
+        r"validation loss of the exported step (\d+): ([\d.]+) nats .* has ([\d.]+): ([\d.]+) better", out
     )
     assert match is not None
-    assert float(match.group(3)) >= BETTER_THAN_UNIGRAM
-    best = min(row["validation"]["loss"] for row in record.read_metrics() if "validation" in row)
-    assert float(match.group(1)) == pytest.approx(best, abs=1e-3)
+    assert float(match.group(4)) >= BETTER_THAN_UNIGRAM
+    losses = {row["step"]: row["validation"]["loss"] for row in record.read_metrics() if "validation" in row}
+    best = min(losses.values())
     parity = json.loads((folder / "model" / "parity.json").read_text())
+    assert int(match.group(1)) == parity["source"]["step"]
+    assert float(match.group(2)) == pytest.approx(losses[parity["source"]["step"]], abs=1e-3)
     assert parity["passed"] is True
     assert parity["level"] == "whole"
     assert record.read_evaluations()
@@ -151,6 +158,49 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path: Path) -> None
     for command in ("tokenizer train", "prepare", "train", "evaluate", "export", "generate", "report"):
         assert f"$ llmjp {command}" in done.stdout
     assert not (tmp_path / "demo").exists()
+
+
+def test_too_few_steps_are_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in ("0", "6", str(LEAST_STEPS - 1)):
+        assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--steps", steps]) == 2
+        assert f"--steps {steps}: give at least {LEAST_STEPS}" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_data_root_without_the_text_is_told_how_to_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("LLMJP_DATA", "LLMJP_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "data"))
+    assert cli.main(["demo", "--output", str(tmp_path / "demo")]) == 2
+    assert "--own-corpus" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_margin_over_a_unigram_is_the_exported_steps_on_the_same_windows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    # Two validation windows with nothing in common; the validation loss is one window's.
+    for name, ids in (("train", [0] * 62 + [1] * 2), ("validation", [0] * 17 + [1] * 16)):
+        with TokenFileWriter(tmp_path / "data" / name, 2) as writer:
+            writer.add(ids)
+    settings = config(tmp_path / "run")
+    settings.data.sources = {"small": SourceConfig(path=str(tmp_path / "data"))}
+    settings.batch.sequence_length, settings.batch.global_batch = 16, 1
+    settings.evaluation.validation_batches = 1
+    record = RunRecord(tmp_path / "run")
+    record.create(dump_config(settings))
+    for step, loss in ((20, 0.25), (40, 0.5)):
+        record.metrics(step=step, validation={"loss": loss})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "parity.json").write_text('{"source": {"step": 40}}')
+    said = [
+        f"exported step 40: 0.500 nats a token; on the same text a unigram fitted on the training text has "
+        f"{nats:.3f}: {nats - 0.5:.3f} better"
+        for nats in (-math.log(63 / 66), -math.log(3 / 66))
+    ]
+    assert _margin(tmp_path).endswith(tuple(said))
 
 
 PART = """

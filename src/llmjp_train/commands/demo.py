@@ -21,9 +21,9 @@ SUMMARY = "the whole path in minutes: text, tokenizer, training, resume, evaluat
 USES_CONFIG = False
 
 OWN = "llmjp-small-ja"
+LEAST_STEPS = 40
+"""Its warm-up, its first validation and a stop half way need that many."""
 PROMPT = "むかし、あるところに"
-WARMUP = 10
-"""Steps of the warm-up of experiment=tiny-cpu."""
 MARKER = ".llmjp-demo"
 """File that proves that a demo made the folder: its parts have names that anyone's folders may have."""
 PARTS = {
@@ -153,12 +153,15 @@ def _last_step(run: Path) -> int:
 def run(args: argparse.Namespace) -> int:
     """Make the tokenizer, the data, the model, its evaluation, its export and its report."""
     out: Path = args.output
-    if not args.dry_run:
-        _take(out, force=args.force)
     corpus = OWN if args.own_corpus or not os.environ.get("LLMJP_DATA") else "aozora"
-    steps = (240 if corpus == OWN else 480) if args.steps is None else args.steps
-    if steps < WARMUP:
-        raise UserError(f"--steps {steps}: give {WARMUP} or more, which the learning rate's warm-up takes")
+    steps = args.steps if args.steps is not None else 240 if corpus == OWN else 480
+    if steps < LEAST_STEPS:
+        raise UserError(
+            f"--steps {steps}: give at least {LEAST_STEPS}, so that it can be stopped half way and validated"
+        )
+    if not args.dry_run:
+        _check_corpus(corpus)
+        _take(out, force=args.force)
     demo = Demo(out, steps, corpus, args.dry_run)
     began = time.monotonic()
     demo.take_signals()
@@ -171,6 +174,22 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         _summary(demo, time.monotonic() - began)
     return exit_codes.OK
+
+
+def _check_corpus(name: str) -> None:
+    """See that the text is here or can be had, before anything is made or removed.
+
+    Raises:
+        UserError: it is not, as in a data root that holds something else.
+    """
+    from llmjp_train.data.catalogue import entry, located
+
+    wanted = entry(name)
+    if wanted.missing and located(name) is None:
+        raise UserError(
+            f"LLMJP_DATA={os.environ.get('LLMJP_DATA')} lacks {wanted.folder}/ with {', '.join(wanted.files)}: "
+            "put it there, or add --own-corpus to train on the project's own text (make demo: unset LLMJP_DATA)"
+        )
 
 
 def _take(out: Path, *, force: bool) -> None:
@@ -268,19 +287,40 @@ def _path(demo: Demo) -> None:
 
 
 def _summary(demo: Demo, seconds: float) -> None:
-    from llmjp_train.data.unigram import unigram_cross_entropy
-    from llmjp_train.runlog.record import RunRecord
-
     out = demo.output
-    rows = [row["validation"]["loss"] for row in RunRecord(out / "run").read_metrics() if "validation" in row]
-    unigram = unigram_cross_entropy(out / "data" / "train", out / "data" / "validation")
     print(f"\n== made in {seconds:.0f} s")
     for title, value in demo.seconds.items():
         print(f"  {value:5.0f} s  {title}")
-    print(
-        f"validation loss {min(rows):.3f} nats a token at its best; a unigram fitted on the training text has "
-        f"{unigram:.3f}: {unigram - min(rows):.3f} better"
-    )
+    print(_margin(out))
     for name, what in PARTS.items():
         print(f"  {out / name}: {what}")
     print(f"  {out / 'run' / 'README.en.md'}: the model card, in Japanese beside it")
+
+
+def _margin(out: Path) -> str:
+    """The exported step's validation loss beside a unigram's on the same text."""
+    from llmjp_train.runlog.reading import validations
+    from llmjp_train.runlog.record import RunRecord
+
+    certificate = json.loads((out / "model" / "parity.json").read_text(encoding="utf-8"))
+    step = int(certificate["source"]["step"])
+    losses = {point.step: point.loss for point in validations(RunRecord(out / "run").read_metrics())}
+    if step not in losses:
+        return f"the exported step {step} was not validated"
+    unigram = _unigram(out)
+    return (
+        f"validation loss of the exported step {step}: {losses[step]:.3f} nats a token; on the same text a unigram "
+        f"fitted on the training text has {unigram:.3f}: {unigram - losses[step]:.3f} better"
+    )
+
+
+def _unigram(out: Path) -> float:
+    from llmjp_train.config.compose import load_config
+    from llmjp_train.data.stream import ValidationStream
+    from llmjp_train.data.unigram import unigram_cross_entropy
+    from llmjp_train.train.hooks import validation_samples
+
+    config = load_config(out / "run" / "config.yaml")
+    stream = ValidationStream(config.data, config.batch.sequence_length, config.model.vocab_size)
+    batch = stream.batch(0, validation_samples(config, stream))
+    return unigram_cross_entropy(out / "data" / "train", batch.targets.numpy())

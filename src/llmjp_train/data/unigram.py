@@ -7,12 +7,12 @@ import numpy as np
 from llmjp_train.data.token_files import Ids, TokenFile
 
 
-def unigram_cross_entropy(train: Path, validation: Path) -> float:
-    """Nats a token of the validation files under token frequencies of the training files.
+def unigram_cross_entropy(train: Path, targets: Ids) -> float:
+    """Nats a token of ``targets`` under token frequencies of the training files; negative targets do not count.
 
     One is added to each count (Laplace), so that ids not seen in training have a probability.
     """
-    fitted, held_out = _counts(train), _counts(validation)
+    fitted, held_out = _counts(train), np.bincount(targets[targets >= 0])
     size = max(len(fitted), len(held_out))
     smooth = np.pad(fitted, (0, size - len(fitted))) + 1.0
     held_out = np.pad(held_out, (0, size - len(held_out)))

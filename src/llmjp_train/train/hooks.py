@@ -13,6 +13,8 @@ import torch
 
 from llmjp_train.config.derive import flops_per_token
 from llmjp_train.config.phases import phase_at
+from llmjp_train.config.root import TrainConfig
+from llmjp_train.data.stream import ValidationStream
 from llmjp_train.engine.result import StepResult
 from llmjp_train.parallel.layout import START_MINUTES
 from llmjp_train.train.metrics import (
@@ -245,6 +247,11 @@ class Validation(Hook):
             )
 
 
+def validation_samples(config: TrainConfig, stream: ValidationStream) -> int:
+    """Of how many of the stream's first samples the validation loss is the mean."""
+    return min(stream.num_samples, config.evaluation.validation_batches * config.batch.global_batch)
+
+
 def validate(run: Run) -> dict[str, Any] | None:
     """Mean cross-entropy over the first batches of the validation files; none where a stop cut it short.
 
@@ -254,9 +261,7 @@ def validate(run: Run) -> dict[str, Any] | None:
 
     assert run.validation is not None
     size, ranks, rank = run.config.batch.micro_batch, run.layout.data, run.layout.data_rank
-    samples = min(
-        run.validation.num_samples, run.config.evaluation.validation_batches * run.config.batch.global_batch
-    )
+    samples = validation_samples(run.config, run.validation)
     names = run.validation.source_names
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=run.layout.device)
     for first in range(0, samples, size * ranks):
