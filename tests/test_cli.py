@@ -222,3 +222,30 @@ def test_a_path_with_an_equals_sign_is_no_override(tmp_path: object, monkeypatch
     assert cli._is_override("+changes=[]")
     assert cli._is_override("~data.sources.x")
     assert not cli._is_override("--dry-run")
+
+
+COMMAND = """
+import argparse, sys
+from types import SimpleNamespace
+from rich.console import Console
+from llmjp_train.cli import _guarded
+def run(args):
+    {act}
+    return 0
+sys.exit(_guarded("evaluate", SimpleNamespace(run=run), argparse.Namespace()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [("print('a table')", 0), ("Console().print('a table')", 0), ("sys.exit(3)", 3)],
+)
+def test_a_reader_that_has_gone_is_no_failure(act: str, code: int) -> None:
+    """As in `llmjp evaluate --list | head -1`; rich, which prints the table, has its own way with such a reader."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND.format(act=act)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait(timeout=60)) == (b"", code)

@@ -171,6 +171,11 @@ def _guarded(name: str, module: ModuleType, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"llmjp {name}: interrupted", file=sys.stderr)
         return 128 + 2
+    except SystemExit as error:
+        # rich, where it finds that the reader of a table has gone
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return exit_codes.OK
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that the interpreter's exit is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
