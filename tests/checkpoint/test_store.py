@@ -173,6 +173,13 @@ def test_latest_offers_the_step_before_a_truncated_one(two: Path) -> None:
         choose(two, "latest")
 
 
+@pytest.mark.parametrize(("more", "option"), [({}, "resume="), ({"key": "--step "}, "--step ")])
+def test_the_advice_names_the_callers_own_option(two: Path, more: dict[str, str], option: str) -> None:
+    cut(latest(two).path / "rank-00000.bin")
+    with pytest.raises(UserError, match=rf"take it with {option}1 or {option}latest-valid\.$"):
+        choose(two, "latest", **more)
+
+
 def test_all_damaged_is_said_of_each(two: Path) -> None:
     for info in committed(two):
         flip(info.path / "rank-00000.bin")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.exporting import GPT2, LLAMA, MadeUpCheckpoint, make_run, save_tokenizer
+from transformers import LlamaForCausalLM
 
 from llmjp_train import cli
 from llmjp_train.commands.export import parse_size
@@ -17,11 +18,14 @@ from llmjp_train.config.data import TokenizerConfig
 from llmjp_train.config.model import Mlp
 from llmjp_train.data.tokenizers import Tokenizer, load_tokenizer
 from llmjp_train.errors import UserError
+from llmjp_train.model.decoder import Decoder
 from llmjp_train.publish import parity
 from llmjp_train.publish.generate import Sampling, TextStream, choose_token, generate
 from llmjp_train.publish.weights import load_decoder
 
 PROMPT = "あいうえおかき"
+SHIFT_JIS = PROMPT.encode("shift_jis").decode(errors="surrogateescape")
+"""An argument whose bytes are not UTF-8, as Python gives it."""
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +83,36 @@ def test_greedy_means_greedy_whatever_the_folder_asks_for(exported: Path, tmp_pa
     assert text_of(folder, drawn) == text_of(exported, drawn)
 
 
-def test_text_is_written_while_it_is_made(run: Path, exported: Path) -> None:
-    """Each token's text arrives by itself, before the next token is chosen."""
-    for model in (run, exported):
-        parts: list[str] = []
-        generate(model, PROMPT, Sampling(greedy=True, max_tokens=24), parts.append)
-        assert len(parts) > 3  # of the tokens most are bytes, shown when their character is whole
+@pytest.mark.parametrize("model", ["run", "exported"])
+def test_text_is_written_while_it_is_made(
+    model: str, tokenizer: Tokenizer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the tokens so far make is there before the model is asked for the next one."""
+    folder, calls, kept = request.getfixturevalue(model), [0], tokenizer.encode(PROMPT)
+    seen: list[int] = []
+
+    def counted(forward: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            return forward(*args, **kwargs)
+
+        return call
+
+    def write(part: str) -> None:
+        assert tokenizer.decode(kept).endswith(part)
+        seen.append(calls[0])
+
+    def add(stream: TextStream, token: int, plain: Any = TextStream.add) -> None:
+        kept.append(token)
+        plain(stream, token)
+
+    monkeypatch.setattr(Decoder, "hidden_states", counted(Decoder.hidden_states))
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted(LlamaForCausalLM.forward))
+    monkeypatch.setattr(TextStream, "add", add)
+    count = generate(folder, PROMPT, Sampling(greedy=True, max_tokens=24), write)
+    assert calls == [count]
+    assert len(seen) == len(set(seen)) > 3  # most tokens are bytes, shown when their character is whole
+    assert seen[0] == 1
 
 
 @pytest.mark.parametrize("model", ["run", "exported"])
@@ -180,7 +208,10 @@ def test_command_writes_prompt_and_text(
         (["generate", "{tmp}", "--prompt", "あ"], "neither a run directory"),
         (["generate", "{run}", "--prompt", "あ", "--top-p", "0"], "--top-p 0"),
         (["generate", "{run}", "--prompt", "あ", "--temperature", "0"], "--temperature 0"),
+        (["generate", "{run}", "--prompt", "あ", "--temperature", "nan"], "--temperature nan"),
+        (["generate", "{run}", "--prompt", "あ", "--temperature", "inf"], "--temperature inf"),
         (["generate", "{run}", "--prompt", "あ", "--max-tokens", "0"], "--max-tokens 0"),
+        (["generate", "{run}", SHIFT_JIS], "iconv -f SHIFT_JIS"),
         (["generate", "{run}", "--prompt", ""], "no prompt"),
         (["generate", "{run}", "い", "--prompt", "あ"], "given twice"),
         (["generate", "{run}", "--prompt", "あ", "--step", "11"], "no checkpoint of step 11"),
@@ -197,6 +228,17 @@ def test_bad_input_is_told(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_standard_input_that_is_not_utf_8_is_told(
+    errors: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strict as in a UTF-8 locale, the other as in the C locale."""
+    content = io.BytesIO(PROMPT.encode("shift_jis"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content, encoding="utf-8", errors=errors))
+    assert cli.main(["generate", str(run)]) == 2
+    assert "iconv -f SHIFT_JIS" in capsys.readouterr().err
+
+
 def test_export_of_a_run_goes_beside_its_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", str(run), "--step", "10", "--parity", "layers", "--max-shard", "12kB"]) == 0
     out = run / "export" / "step-00000010"
@@ -205,6 +247,7 @@ def test_export_of_a_run_goes_beside_its_checkpoints(run: Path, capsys: pytest.C
     assert certificate["source"] == {"run": "toy", "step": 10, "checkpoint": "step-00000010.epoch-0001"}
     assert len(list(out.glob("model-*.safetensors"))) > 2
     said = capsys.readouterr().out
+    assert f"step 10 written to {out.absolute()}" in said
     assert "level layers" in said
     assert "appends </s>" in said
     assert cli.main(["export", str(run), "--step", "10"]) == 2

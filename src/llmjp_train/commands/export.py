@@ -102,7 +102,7 @@ def _export(args: argparse.Namespace, config: Any, checkpoint: Any, out: Path, l
 def _tell(done: Any) -> None:
     certificate = done.certificate
     worst = max((row["relative"] for row in certificate["layers"]), default=0.0)
-    print(f"written to {done.folder}")
+    print(f"step {certificate['source']['step']} written to {done.folder}")
     print(
         f"parity with transformers {certificate['versions']['transformers']}: level {certificate['level']}; "
         f"{certificate['tensors_compared']} tensors bit-equal to the checkpoint in {certificate['dtype']}; "

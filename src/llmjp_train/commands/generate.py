@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llmjp_train import exit_codes
 from llmjp_train.errors import UserError
@@ -63,7 +65,23 @@ def _prompt(args: argparse.Namespace) -> str:
         raise UserError("the prompt is given twice: as PROMPT and with --prompt")
     prompt = args.prompt if args.text is None else args.text
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().rstrip("\n")
+        prompt = _utf8(sys.stdin.read).rstrip("\n")
     if not prompt:
         raise UserError("no prompt: give a few words to go on from, e.g. --prompt 'むかし、あるところに'")
+    _utf8(prompt.encode)  # bytes of an argument that are not UTF-8 came as lone surrogates
     return str(prompt)
+
+
+def _utf8(act: Callable[[], Any]) -> Any:
+    """What ``act`` gives, which reads or writes the prompt as UTF-8.
+
+    Raises:
+        UserError: the prompt is in another encoding.
+    """
+    try:
+        return act()
+    except UnicodeError as error:
+        raise UserError(
+            "the prompt is not UTF-8 text: convert it first, e.g. "
+            "iconv -f SHIFT_JIS -t UTF-8 prompt.txt | llmjp generate MODEL"
+        ) from error

@@ -1,5 +1,6 @@
 """Text from a Hugging Face folder or straight from a run's checkpoint, written as it is made."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Sampling:
         Raises:
             UserError: one does not.
         """
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:  # not a number neither
             raise UserError(f"--temperature {self.temperature:g}: give a positive number, or --greedy")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p:g}: give a number above 0 and up to 1")
