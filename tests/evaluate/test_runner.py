@@ -102,11 +102,17 @@ def test_bits_per_byte_follow_from_the_items(
     assert task["metric"]["bits_per_byte"]["stderr"] > 0
     assert task["metric"]["bits_per_byte"]["higher_is_better"] is False
     assert task["majority_baseline"] is None
-    # The first text by hand, in windows of the whole model: tokens after EOD.
-    ids = torch.tensor([[tokenizer.eod_id, *tokenizer.encode(texts[0])]])[:, :257]
-    with torch.no_grad():
-        first = decoder(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None]).sum().item()
-    assert items[0]["loglikelihoods"][0] <= first + 1e-3
+    # The texts by hand: windows of 256 tokens, the first after EOD, the last one filled up with tokens before it.
+    for text, item in zip(texts, items, strict=False):
+        ids, wanted = [tokenizer.eod_id, *tokenizer.encode(text)], 0.0
+        for start in range(1, len(ids), 256):
+            end = min(start + 256, len(ids))
+            window = torch.tensor([ids[max(0, end - 257) : end]])
+            with torch.no_grad():
+                scores = decoder(window[:, :-1]).log_softmax(-1).gather(2, window[:, 1:, None])
+            wanted += scores[0, start - end :].sum().item()
+        assert item["loglikelihoods"][0] == pytest.approx(wanted, abs=1e-3)
+    assert max(len(tokenizer.encode(text)) for text in texts[:10]) > 256
 
 
 def test_items_hold_no_text(done: tuple[dict[str, Any], list[Any]]) -> None:
