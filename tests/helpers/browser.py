@@ -44,7 +44,9 @@ addEventListener("load", () => {
   const root = document.documentElement;
   const small = [...document.querySelectorAll("p, td, dd, li, .plot span")].filter(one =>
     one.textContent.trim() && parseFloat(getComputedStyle(one).fontSize) < 11);
-  const said = {loads: performance.getEntriesByType("resource").length,
+  const pairs = [...document.querySelectorAll(".scroll > .pairs")].filter(one =>
+    one.scrollWidth > one.parentElement.clientWidth);
+  const said = {pairs: pairs.length, loads: performance.getEntriesByType("resource").length,
     inner: innerWidth, scroll: root.scrollWidth, wide: wide.length, small: small.length,
     page: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color};
   root.setAttribute("data-said", Object.entries(said).map(pair => pair.join("=")).join(";"));

@@ -65,7 +65,7 @@ def render(found: Facts) -> str:
         charts=charts(found),
         points=POINTS,
         most=_NEWEST,
-        period=_period(found.summary.began, found.summary.changed),
+        period=_period(found.summary.began, found.summary.written),
         setting=_setting(found.starts),
         derived=table(found.derived) if found.derived else [],
         values=_values(found),
@@ -91,12 +91,12 @@ def when(time: str | None) -> str:
     return "–" if not time else time[:19].replace("T", " ")
 
 
-def _period(began: str | None, changed: str | None) -> str:
-    """From the first start to the newest entry, e.g. 2026-04-01 09:00 to 2026-04-03 10:30 UTC (2 d 1 h)."""
-    if not began or not changed:
+def _period(began: str | None, written: str | None) -> str:
+    """From the first start to the training's newest entry, e.g. 2026-04-01 09:00 to 2026-04-03 10:30 UTC (2 d 1 h)."""
+    if not began or not written:
         return ""
-    first, last = when(began)[:16], when(changed)[:16]
-    seconds = seconds_between(began, changed)
+    first, last = when(began)[:16], when(written)[:16]
+    seconds = seconds_between(began, written)
     shown = last[11:] if first[:10] == last[:10] else last
     return f"{first} to {shown} UTC ({duration(max(seconds, 0.0))})"
 
@@ -276,10 +276,13 @@ def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
         (name, str(value or "not installed")) for name, value in (environment.get("packages") or {}).items()
     ]
     if source.get("commit"):
-        rows.append(
-            ("Source", source["commit"] + (", with uncommitted changes" if source.get("changed") else ""))
-        )
+        rows.append(("Source", revision(source)))
     return rows
+
+
+def revision(source: dict[str, Any], changed: str = ", with uncommitted changes") -> str:
+    """The commit that ran, and in the words of ``changed`` whether the files differed from it."""
+    return str(source["commit"]) + (changed if source.get("changed") else "")
 
 
 def _event(event: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class Summary:
     began: str | None
     """UTC, ISO 8601, of the first start."""
     changed: str | None
-    """UTC, ISO 8601, of the newest event or row."""
+    """UTC, ISO 8601, of the newest event or row, notes and what supervisors wrote among them."""
+    written: str | None
+    """Time of the newest entry of the training itself."""
     problems: list[str] = field(default_factory=list)
     """What of the record could not be read."""
 
@@ -163,7 +165,9 @@ def summary(record: RunRecord) -> Summary:
     last = steps[-1] if steps else {}
     step = int(last.get("step", events[-1].get("step", 0) if events else 0))
     numbers, flops, problems = _derived(record, step)
-    times = [str(row["time"]) for row in (*events[-1:], *rows[-1:]) if "time" in row]
+    own = record.read_lines("events.jsonl")
+    written = [str(row["time"]) for row in (*own[-1:], *rows[-1:]) if "time" in row]
+    changed = [*written, *(str(event["time"]) for event in events[-1:] if "time" in event)]
     return Summary(
         name=str(values.get("name", record.path.name)),
         path=record.path,
@@ -183,7 +187,8 @@ def summary(record: RunRecord) -> Summary:
         starts=sum(event["kind"] in STARTS for event in events),
         incidents=sum(is_incident(event) for event in events),
         began=next((event["time"] for event in events if event["kind"] in STARTS), None),
-        changed=max(times) if times else None,
+        changed=max(changed, default=None),
+        written=max(written, default=None),
         problems=problems,
     )
 

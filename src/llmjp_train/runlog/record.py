@@ -17,6 +17,7 @@ SCHEMA = 1
 BESIDE = ("incidents.jsonl", "notes.jsonl")
 """Events of others than the holder of the lease: the supervisor's incidents, people's notes."""
 _MOST_WAITING = 100_000
+_REMEDY = "restore it from a copy, or move it away: what it held then counts as not recorded"
 
 
 _OWN_ROWS = ("validation", "eps_dominated", "agreement_us_per_step", "slowest")
@@ -173,7 +174,17 @@ def _repair(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file of the record.
+
+    Raises:
+        UserError: it is damaged, or of a newer version.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, no UTF-8
+        raise UserError(f"{path} is damaged ({error}): {_REMEDY}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it holds no keys): {_REMEDY}")
     _check_schema(value, path)
     return value
 
