@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from helpers.evaluating import llmjp
 
+from llmjp_train.commands.evaluate import _name
+from llmjp_train.config.compose import compose
 from llmjp_train.errors import UserError
 from llmjp_train.evaluate import schema
 from llmjp_train.runlog.record import RunRecord
@@ -61,8 +63,8 @@ def test_list_says_which_data_are_missing(
 def test_a_run_is_evaluated_and_the_result_kept(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert llmjp(str(run_dir), "limit=3", "device=cpu") == 0
     kept = RunRecord(run_dir).read_evaluations()
-    assert list(kept) == ["step-00000020-quick"]
-    payload = kept["step-00000020-quick"]
+    assert list(kept) == ["step-00000020-quick-limit-3"]
+    payload = kept["step-00000020-quick-limit-3"]
     assert schema.problems(payload) == []
     assert payload["step"] == 20
     lines = (run_dir / "evaluations" / payload["items_file"]).read_text("utf-8").splitlines()
@@ -70,6 +72,19 @@ def test_a_run_is_evaluated_and_the_result_kept(run_dir: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "checkpoint of step 20" in shown
     assert "own_texts" in shown
+
+
+def test_a_trial_goes_beside_the_suites_own_result() -> None:
+    names = []
+    for words in ([], ["limit=2"], ["num_fewshot=0", "bos=true"], ["runner=harness", "device=cpu"]):
+        names.append(_name(20, compose("evaluate", ["suite=demo", *words])))
+    assert names == [
+        "step-00000020-demo",
+        "step-00000020-demo-limit-2",
+        "step-00000020-demo-num_fewshot-0-bos-true",
+        "step-00000020-demo",  # they change no figure
+    ]
+    assert _name(None, compose("evaluate", ["tasks=[own_choice,own_texts]"])) == "own_choice-own_texts"
 
 
 @pytest.mark.slow
@@ -96,12 +111,12 @@ def test_an_earlier_step_and_an_output_folder(run_dir: Path, tmp_path: Path) -> 
     words = ("--step", "10", "--output", str(out), "tasks=[own_choice]", "limit=2", "device=cpu")
     assert llmjp(str(run_dir), *words) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "step-00000010-own_choice.items.jsonl",
-        "step-00000010-own_choice.json",
-        "step-00000010-own_choice.report",
+        "step-00000010-own_choice-limit-2.items.jsonl",
+        "step-00000010-own_choice-limit-2.json",
+        "step-00000010-own_choice-limit-2.report",
     ]
     assert RunRecord(run_dir).read_evaluations() == {}
-    assert json.loads((out / "step-00000010-own_choice.json").read_text())["step"] == 10
+    assert json.loads((out / "step-00000010-own_choice-limit-2.json").read_text())["step"] == 10
 
 
 @pytest.mark.parametrize(
@@ -203,7 +218,7 @@ def test_scores_are_kept_until_the_result_is_written(
     from llmjp_train.evaluate import results
 
     words = (str(run_dir), "tasks=[own_choice]", "limit=3", "device=cpu")
-    journal = run_dir / "evaluations/step-00000020-own_choice.progress.jsonl"
+    journal = run_dir / "evaluations/step-00000020-own_choice-limit-3.progress.jsonl"
 
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -216,11 +231,15 @@ def test_scores_are_kept_until_the_result_is_written(
     assert llmjp(*words) == 0
     assert "12 scores are there" in capsys.readouterr().out
     assert not journal.exists()
-    kept = RunRecord(run_dir).read_evaluations()["step-00000020-own_choice"]
+    kept = RunRecord(run_dir).read_evaluations()["step-00000020-own_choice-limit-3"]
     assert kept["tasks"]["own_choice"]["tokens_run"] is None, "nothing was computed again"
 
 
 def test_a_run_writes_texts_without_an_export(run_dir: Path, llmjp_data: Path) -> None:
     assert llmjp(str(run_dir), "tasks=[jemhopqa]", "limit=2", "num_fewshot=0", "device=cpu") == 0
-    (task,) = RunRecord(run_dir).read_evaluations()["step-00000020-jemhopqa"]["tasks"].values()
+    (task,) = (
+        RunRecord(run_dir)
+        .read_evaluations()["step-00000020-jemhopqa-num_fewshot-0-limit-2"]["tasks"]
+        .values()
+    )
     assert set(task["metric"]) == {"char_f1", "exact_match"}

@@ -39,8 +39,11 @@ def test_each_checkpoint_is_evaluated_once_and_the_run_is_untouched(run_dir: Pat
     done = llmjp("follow", str(run_dir), "--once", *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert snapshot(run_dir) == before
-    results = sorted(path.name for path in out.glob("step-*-own_choice.json"))
-    assert results == ["step-00000010-own_choice.json", "step-00000020-own_choice.json"]
+    results = sorted(path.name for path in out.glob("step-*-own_choice-num_fewshot-0-limit-2.json"))
+    assert results == [
+        "step-00000010-own_choice-num_fewshot-0-limit-2.json",
+        "step-00000020-own_choice-num_fewshot-0-limit-2.json",
+    ]
     state = json.loads((out / "follow.json").read_text())["checkpoints"]
     evaluated = [entry["evaluate"] for entry in state.values()]
     assert [(entry["state"], entry["attempts"]) for entry in evaluated] == [("done", 1)] * 2
@@ -72,7 +75,7 @@ def test_checkpoints_are_evaluated_in_parts(run_dir: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     done = llmjp("follow", str(run_dir), "--once", "--output", str(out), *SETTINGS, "parallel.tensor=2")
     assert done.returncode == 0, done.stdout
-    result = json.loads((out / "step-00000020-own_choice.json").read_text("utf-8"))
+    result = json.loads((out / "step-00000020-own_choice-num_fewshot-0-limit-2.json").read_text("utf-8"))
     assert result["settings"]["parallel"] == {"tensor": 2, "pipeline": 1, "data": 1}
 
 

@@ -176,7 +176,7 @@ def test_the_command_starts_the_processes_and_one_result_is_written(
     words = (str(run_dir), "tasks=[own_choice,own_texts]", "limit=4", "device=cpu")
     assert llmjp(*words) == 0
     record = RunRecord(run_dir)
-    name = "step-00000020-own_choice-own_texts"
+    name = "step-00000020-own_choice-own_texts-limit-4"
     alone = record.read_evaluations()[name]
     items = record.path / "evaluations" / alone["items_file"]
     lines = [json.loads(line) for line in items.read_text("utf-8").splitlines()]
@@ -197,7 +197,7 @@ def test_the_command_starts_the_processes_and_one_result_is_written(
 def test_processes_of_a_launcher_become_stages(run_dir: Path, tmp_path: Path) -> None:
     words = (str(run_dir), "tasks=[own_choice]", "limit=3", "device=cpu", "parallel.pipeline=2")
     said = under_a_launcher(2, *words, "--output", str(tmp_path / "out"))
-    payload = json.loads(next((tmp_path / "out").glob("*own_choice.json")).read_text("utf-8"))
+    payload = json.loads(next((tmp_path / "out").glob("*own_choice-limit-3.json")).read_text("utf-8"))
     assert payload["settings"]["parallel"] == {"tensor": 1, "pipeline": 2, "data": 1}
     assert said[1] == ""
 

@@ -1,5 +1,6 @@
 """The model cards: every number from the record, what is missing said to be missing, in two languages."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.exporting import LLAMA, MadeUpCheckpoint, save_tokenizer, train_config
-from helpers.run_records import full_run, new_run, start, step_row
+from helpers.run_records import full_run, new_run, payload, start, step_row
 
 from llmjp_train import cli
 from llmjp_train.errors import UserError
@@ -55,9 +56,47 @@ def test_numbers_come_from_the_record(record: RunRecord, language: str) -> None:
     assert head["language"] == ["ja", "en"]
     results = head["model-index"][0]["results"]
     assert {result["dataset"]["name"]: result["metrics"][0]["value"] for result in results} == {
-        "jcommonsenseqa": 0.35,
-        "own_text": 2.1234,
+        "own_text": 2.1234,  # of jcommonsenseqa a part of the items was scored
     }
+
+
+def scored(record: RunRecord, name: str, step: int, items: int, value: float, stderr: float = 0.04) -> None:
+    """An evaluation of one task of 1,119 items."""
+    found = payload(record.path, step)
+    task = found["tasks"]["jcommonsenseqa"] | {"items": items}
+    task["metric"]["acc"] |= {"value": value, "stderr": stderr}
+    record.write_evaluation(name, found | {"tasks": {"jcommonsenseqa": task}})
+
+
+def test_the_index_holds_the_newest_steps_whole_results_once_each(tmp_path: Path) -> None:
+    record = new_run(tmp_path / "run")
+    scored(record, "step-00000010-quick", 10, 1119, 0.1)
+    scored(record, "step-00000020-quick", 20, 1119, 0.2)
+    scored(record, "step-00000020-quick-num_fewshot-0", 20, 1119, 0.3)
+    scored(record, "step-00000020-core-limit-2", 20, 2, 0.5)
+    text = card(facts(record), "en")
+    (result,) = front(text)["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "acc", "value": 0.2}]
+    assert "2 / 1,119" not in text, "a trial is no second figure beside all items"
+    assert "0.1000 ± 0.0784" in text
+    assert "0.3000 ± 0.0784" in text
+
+
+def test_a_trial_alone_is_in_the_table_and_not_in_the_index(tmp_path: Path) -> None:
+    record = new_run(tmp_path / "run")
+    scored(record, "step-00000020-quick-limit-2", 20, 2, 0.5)
+    text = card(facts(record), "en")
+    assert "model-index" not in front(text)
+    assert "2 / 1,119" in text
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_of_0_or_1_has_its_interval_alone(tmp_path: Path, share: float) -> None:
+    record = new_run(tmp_path / "run")
+    scored(record, "step-00000020-quick", 20, 1119, share, stderr=0.0)
+    text = card(facts(record), "en")
+    assert f"| {share:.4f} | 0.270 – 0.430 |" in text
+    assert "± 0.0000" not in text
 
 
 @pytest.mark.parametrize(("language", "missing"), [("en", "not recorded"), ("ja", "記録なし")])
@@ -138,6 +177,25 @@ def test_tokens_by_source_are_only_told_when_every_step_was_logged(tmp_path: Pat
     step_row(record, 3, 5.0)
     step_row(record, 4, 5.0)
     assert facts(record).source_tokens == {"wiki": 6000, "aozora": 2000}
+
+
+def test_uncommitted_changes_of_the_source_are_told(tmp_path: Path) -> None:
+    record = new_run(tmp_path / "run")
+    for changed, en, ja in (
+        (False, "", ""),
+        (True, ", with uncommitted changes", "（コミットされていない変更あり）"),
+    ):
+        source = {"commit": "abc123", "changed": changed}
+        (record.path / "environment.json").write_text(json.dumps({"schema": 1, "source": source}))
+        assert f"| Source revision | abc123{en} |" in card(facts(record), "en")
+        assert f"| ソースコードのコミット | abc123{ja} |" in card(facts(record), "ja")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_commands_that_state_something_are_shown_as_code(record: RunRecord, language: str) -> None:
+    text = card(facts(record), language)
+    assert "`llmjp prepare … filters=…`" in text
+    assert "\\`" not in text
 
 
 def test_a_licence_is_never_made_up(record: RunRecord) -> None:

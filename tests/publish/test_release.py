@@ -22,6 +22,9 @@ from llmjp_train.publish.release_folder import additions, with_additions, withou
 from llmjp_train.publish.verification import check_arithmetic, check_hashes, check_items
 from llmjp_train.runlog.record import RunRecord
 
+EVALUATED = "step-00000020-own_choice-num_fewshot-1-limit-8"
+"""Name of the evaluation in the release."""
+
 
 @pytest.fixture
 def copy(released: Path, tmp_path: Path) -> Path:
@@ -59,7 +62,7 @@ def test_a_release_is_accepted_up_to_the_whole_model(
     assert files >= {"README.ja.md", "report.html", "release.json", "SHA256SUMS", "record"}
     assert files >= {f"chronicle.{language}.{form}" for language in ("en", "ja") for form in ("html", "md")}
     assert json.loads((released / "release.json").read_text())["licence"] == "apache-2.0"
-    assert "own_choice" in (released / "evaluation/step-00000020-own_choice/index.ja.html").read_text("utf-8")
+    assert "own_choice" in (released / f"evaluation/{EVALUATED}/index.ja.html").read_text("utf-8")
     assert (released / "LICENSE").read_text() == "the words of a licence"
     citation = yaml.safe_load((released / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["authors"] == [{"name": "日本語モデルの会"}]
@@ -135,7 +138,7 @@ def test_additions_come_back_where_they_stood() -> None:
 
 @pytest.mark.slow
 def test_an_item_whose_scores_were_made_up_is_found_by_running_it(copy: Path) -> None:
-    path = copy / "record/evaluations/step-00000020-own_choice.items.jsonl"
+    path = copy / f"record/evaluations/{EVALUATED}.items.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines[0]["loglikelihoods"] = [score - 5 for score in lines[0]["loglikelihoods"]]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -268,12 +271,12 @@ CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "a licence of the data": ("record/data.json", lambda text: text.replace("CC0-1.0", "CC-BY-4.0"), "cards"),
     "the hash of a save": ("record/events.jsonl", _other_hash, "chain of resumes"),
     "an item's result": (
-        "record/evaluations/step-00000020-own_choice.items.jsonl",
+        f"record/evaluations/{EVALUATED}.items.jsonl",
         lambda text: re.sub(r'"acc": (?:1|0)', lambda m: f'"acc": {1 - int(m[0][-1])}', text, count=1),
         "evaluation items",
     ),
     "a figure of an evaluation": (
-        "record/evaluations/step-00000020-own_choice.json",
+        f"record/evaluations/{EVALUATED}.json",
         lambda text: re.sub(r'"value": [\d.]+', '"value": 0.9375', text, count=1),
         "evaluation items",
     ),

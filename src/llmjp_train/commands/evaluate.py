@@ -171,7 +171,7 @@ def _evaluate(model: Path, config: "EvaluateConfig", args: argparse.Namespace) -
 
     suite = "" if config.tasks else config.suite
     folder = args.output or (model / "evaluations" if is_run else None)
-    name = _name(step, suite, config.tasks)
+    name = _name(step, config)
     if folder is not None and config.resume:
         about = {
             "model": str(model.resolve()),
@@ -277,8 +277,16 @@ def _teller(as_json: bool) -> Any:
     return lambda text: print(text, file=stream, flush=True)
 
 
-def _name(step: int | None, suite: str, tasks: list[str]) -> str:
-    what = suite or "-".join(tasks)
+_ASKED = ("num_fewshot", "limit", "licences", "dtype", "max_length", "chat", "bos")
+"""Settings that decide an evaluation's figures."""
+
+
+def _name(step: int | None, config: "EvaluateConfig") -> str:
+    """Name of a result: a trial with a limit, say, does not take the place of the suite's own."""
+    plain = type(config)()
+    asked = {key: getattr(config, key) for key in _ASKED}
+    changed = [f"{key}-{str(value).lower()}" for key, value in asked.items() if value != getattr(plain, key)]
+    what = "-".join([*(config.tasks or [config.suite]), *changed])
     return what if step is None else f"step-{step:08d}-{what}"
 
 
@@ -301,7 +309,7 @@ def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, party:
     folder = path / "tokenizer"
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: the run was not started, or its tokenizer was removed")
-    checkpoint = choose(path, int(which) if which.isdigit() else which)
+    checkpoint = choose(path, int(which) if which.isdigit() else which, key="--step ")
     say(f"{path}: checkpoint of step {checkpoint.step}")
     tokenizer = load_tokenizer(TokenizerConfig(name=trained.tokenizer.name, path=str(folder)))
     reader = CheckpointReader(checkpoint.path)

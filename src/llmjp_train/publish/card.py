@@ -15,7 +15,7 @@ from llmjp_train.publish import japanese
 from llmjp_train.publish.facts import Facts, Score
 from llmjp_train.publish.figures import Figure
 from llmjp_train.publish.japanese import STATES
-from llmjp_train.publish.report import write_text
+from llmjp_train.publish.report import revision, write_text
 from llmjp_train.runlog.reading import describe, is_incident, median, validations
 
 LANGUAGES = ("en", "ja")
@@ -129,9 +129,7 @@ def front_matter(found: Facts, licence: str | None, languages: Sequence[str]) ->
             "dataset": {"name": score.task, "type": score.task},
             "metrics": [{"type": score.metric, "value": score.value}],
         }
-        for evaluation in found.final_evaluations
-        for score in evaluation.scores
-        if score.main
+        for score in found.results
     ]
     if results:
         values["model-index"] = [{"name": found.summary.name, "results": results}]
@@ -234,10 +232,16 @@ def _training(found: Facts) -> list[Row]:
         Row("Tokens per second, median", "スループット（トークン/秒、中央値）", _text(rate, ",.0f")),
         Row("Devices", "ハードウェア", _devices(environment)),
         Row("Software", "ソフトウェア", software),
-        Row("Source revision", "ソースコードのコミット", nested(environment, "source", "commit")),
+        _revision(environment.get("source") or {}),
         Row("Final training loss", "最終の学習損失", _text(summary.loss, ".4f")),
         Row("Final validation loss", "最終の検証損失", f"{points[-1].loss:.4f}" if points else None),
     ]
+
+
+def _revision(source: dict[str, Any]) -> Row:
+    known = bool(source.get("commit"))
+    said = (revision(source), revision(source, "（コミットされていない変更あり）")) if known else (None, None)
+    return Row("Source revision", "ソースコードのコミット", *said)
 
 
 def betas(optimizer: dict[str, Any]) -> str:

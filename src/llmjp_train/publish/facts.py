@@ -1,7 +1,8 @@
 """The figures that a report and a card share, taken from a run record and from nothing else."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmjp_train.checkpoint.listing import CheckpointInfo, committed
@@ -22,7 +23,7 @@ class Score:
     metric: str
     value: float
     half: float | None
-    """1.96 standard errors; none where there is no standard error."""
+    """1.96 standard errors; none where there is none, and where it is 0 because every item was right, or wrong."""
     low: float | None
     """Lower end of the 95 % interval as the evaluation states it (a Wilson interval for shares, say)."""
     high: float | None
@@ -34,6 +35,11 @@ class Score:
     items_in_all: int | None
     licence: str
     main: bool
+
+    @property
+    def limited(self) -> bool:
+        """Whether it is of a part of the items."""
+        return None not in (self.items, self.items_in_all) and self.items != self.items_in_all
 
     @property
     def told_apart(self) -> bool | None:
@@ -79,6 +85,7 @@ class Facts:
     events: list[dict[str, Any]]
     checkpoints: list[CheckpointInfo]
     evaluations: list[Evaluation]
+    """By step, trials left out (`without_trials`)."""
     contamination: dict[str, Any]
     """What `llmjp evaluate contamination` found in the training text; empty where nobody looked."""
 
@@ -147,6 +154,21 @@ class Facts:
         beside = [found for found in self.evaluations if not found.in_loop]
         return beside or self.evaluations[-1:]
 
+    @property
+    def results(self) -> list[Score]:
+        """What stands for the model where a reader sees no step: the newest step's, on all items, each task once.
+
+        Of two with other settings the one with the shorter name counts: it has fewer that are not the suite's.
+        """
+        final = self.final_evaluations
+        newest = [one for one in final if one.step == final[-1].step] if final else []
+        found: dict[tuple[str, str], Score] = {}
+        for one in sorted(newest, key=lambda one: (len(one.name), one.name)):
+            for score in one.scores:
+                if score.main and not score.limited:
+                    found.setdefault((score.task, score.metric), score)
+        return list(found.values())
+
 
 def facts(record: RunRecord) -> Facts:
     """Read everything.
@@ -167,9 +189,26 @@ def facts(record: RunRecord) -> Facts:
         every_row=every_row,
         events=record.read_events(),
         checkpoints=committed(record.path),
-        evaluations=sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name)),
+        evaluations=without_trials(
+            sorted(evaluations, key=lambda e: (-1 if e.step is None else e.step, e.name))
+        ),
         contamination=record.read_json("contamination.json"),
     )
+
+
+def without_trials(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """Evaluations without a task that another one of the same step, beside the training too, scored on more items."""
+    most: dict[tuple[int | None, bool, str], int] = {}
+    for one in found:
+        for score in one.scores:
+            key = (one.step, one.in_loop, score.task)
+            most[key] = max(most.get(key, 0), score.items or 0)
+    kept = []
+    for one in found:
+        fullest = [s for s in one.scores if (s.items or 0) == most[one.step, one.in_loop, s.task]]
+        if fullest or not one.scores:
+            kept.append(replace(one, scores=fullest))
+    return kept
 
 
 def evaluation(name: str, payload: dict[str, Any]) -> Evaluation:
@@ -201,11 +240,13 @@ def evaluation(name: str, payload: dict[str, Any]) -> Evaluation:
 
 def _score(task: str, metric: str, result: dict[str, Any], *, main: bool) -> Score:
     figures = result["metric"][metric]
-    error = figures.get("stderr")
+    error, value = figures.get("stderr"), float(figures["value"])
+    if error == 0 and value in (0, 1) and figures.get("low") is not None:
+        error = None  # of a share that is 0 or 1 the Wilson interval alone says how sure it is
     return Score(
         task=task,
         metric=metric,
-        value=float(figures["value"]),
+        value=value,
         half=None if error is None else Z95 * float(error),
         low=figures.get("low"),
         high=figures.get("high"),
