@@ -57,7 +57,11 @@ def checked(page: str) -> Checker:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    return full_run(tmp_path_factory.mktemp("runs") / "full")
+    record = full_run(tmp_path_factory.mktemp("runs") / "full")
+    path = record.path / "environment.json"
+    source = {"commit": "0123456789" * 4, "changed": True}  # of a checkout, wherever the tests run
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": source}))
+    return record
 
 
 @pytest.fixture(scope="module")
