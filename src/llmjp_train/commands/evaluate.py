@@ -309,7 +309,7 @@ def _load_run(path: Path, which: str, config: "EvaluateConfig", say: Any, party:
     folder = path / "tokenizer"
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: the run was not started, or its tokenizer was removed")
-    checkpoint = choose(path, int(which) if which.isdigit() else which, key="--step ")
+    checkpoint = choose(path, int(which) if which.isdigit() else which)
     say(f"{path}: checkpoint of step {checkpoint.step}")
     tokenizer = load_tokenizer(TokenizerConfig(name=trained.tokenizer.name, path=str(folder)))
     reader = CheckpointReader(checkpoint.path)
