@@ -164,20 +164,23 @@ def test_a_damaged_newest_is_refused_by_name_and_the_one_before_taken(
     assert all(float(f.view.min()) == 1.0 for f in found)
 
 
-def test_latest_offers_the_step_before_a_truncated_one(two: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "advice"),
+    [
+        ("--step ", "--step 1 or --step latest-valid"),
+        ("resume=", "resume=1 or resume=latest-valid"),
+        ("fork.step=", "fork.step=1"),
+    ],
+)
+def test_latest_offers_the_step_before_a_truncated_one_in_the_caller_s_words(
+    two: Path, setting: str, advice: str
+) -> None:
     cut(latest(two).path / "rank-00000.bin")
     with pytest.raises(
         UserError,
-        match=r"damaged: rank-00000.bin .* The one before is of step 1: take it with --step 1 or --step latest-valid",
+        match=rf"damaged: rank-00000.bin .* The one before is of step 1: take it with {advice}\.$",
     ):
-        choose(two, "latest")
-
-
-@pytest.mark.parametrize(("more", "option"), [({}, "resume="), ({"key": "--step "}, "--step ")])
-def test_the_advice_names_the_callers_own_option(two: Path, more: dict[str, str], option: str) -> None:
-    cut(latest(two).path / "rank-00000.bin")
-    with pytest.raises(UserError, match=rf"take it with {option}1 or {option}latest-valid\.$"):
-        choose(two, "latest", **more)
+        choose(two, "latest", setting=setting)
 
 
 def test_all_damaged_is_said_of_each(two: Path) -> None:
