@@ -96,12 +96,13 @@ def test_the_command_under_a_launcher_writes_one_result(hf_folder: Path, tmp_pat
     out = tmp_path / "out"
     words = (str(hf_folder), "tasks=[own_choice]", "limit=5", "num_fewshot=1", "device=cpu")
     said = under_a_launcher(2, *words, "--output", str(out))
+    name = "own_choice-num_fewshot-1-limit-5"
     assert sorted(path.name for path in out.iterdir()) == [
-        "own_choice.items.jsonl", "own_choice.json", "own_choice.report"
+        f"{name}.items.jsonl", f"{name}.json", f"{name}.report"
     ]  # fmt: skip
-    payload = json.loads((out / "own_choice.json").read_text("utf-8"))
+    payload = json.loads((out / f"{name}.json").read_text("utf-8"))
     assert payload["settings"]["processes"] == 2
-    lines = [json.loads(line) for line in (out / "own_choice.items.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in (out / f"{name}.items.jsonl").read_text("utf-8").splitlines()]
     assert [line["index"] for line in lines] == list(range(5))
     assert all(line["seconds"] > 0 for line in lines)
     assert "own_choice" in said[0]
