@@ -48,7 +48,6 @@ def test_a_dry_run_prints_the_numbers_and_makes_nothing(
         (["evaluation.tasks=[own_chioce,nosuch]"], ["own_chioce: no such task; did you mean own_choice", "--list"]),
         (["evaluation.tasks=[jsquad,own_choice]"], ["evaluation.tasks: jsquad: it generates text", "llmjp follow"]),
         (["evaluation.suite=quik"], ["evaluation.suite=quik: no such suite; did you mean quick"]),
-        (["evaluation.suite=japanese"], ["evaluation.suite=japanese: it generates text"]),
     ],
 )  # fmt: skip
 def test_tasks_that_training_cannot_be_scored_on_are_told_with_all_that_is_wrong(
@@ -59,6 +58,16 @@ def test_tasks_that_training_cannot_be_scored_on_are_told_with_all_that_is_wrong
     error = capsys.readouterr().err
     assert all(part in error for part in ["resume=newest", *told])
     assert len(error) < 1000, "not every task's name"
+
+
+def test_a_suite_s_tasks_that_generate_are_told_where_their_data_are(
+    llmjp_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--dry-run", "experiment=tiny-cpu", "evaluation.every=20", "evaluation.suite=japanese"]
+    assert main(words) == exit_codes.BAD_INPUT
+    assert "evaluation.suite=japanese: it generates text" in capsys.readouterr().err
+    monkeypatch.delenv("LLMJP_DATA")
+    assert main(words) == exit_codes.OK, "left out of the suite, as in an evaluation"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`llmjp prepare`: killed runs, and bad input."""
 
+import json
 import os
 import signal
 import subprocess
@@ -127,7 +128,14 @@ def test_the_work_of_other_settings_is_not_mixed_in(
     killed_after(preparing(), 4, monkeypatch)
     with pytest.raises(UserError, match=r"unfinished run with another unicode \(none -> nfkc\): "):
         prepare(preparing(unicode=Unicode.nfkc))
+    settings = tmp_path / "prepared" / "parts" / "settings.json"
+    older = json.loads(settings.read_text("utf-8"))
+    older["shard_mb"] = older.pop("work")["shard_mb"]  # as it was written once
+    older["tokenizer"]["name"] = "called something else"
+    settings.write_text(json.dumps(older), encoding="utf-8")
+    made = kept_shards(monkeypatch)
     prepare(preparing())
+    assert 0 not in made, "what was done is kept"
     assert problems(tmp_path / "prepared" / "train") == []
 
 

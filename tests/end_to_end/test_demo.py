@@ -212,7 +212,7 @@ time.sleep(60)
 """A part that saves when it is asked to end, in the place of all `llmjp` commands."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_part_that_runs_too(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "part.py").write_text(PART)
     start = (
@@ -232,5 +232,5 @@ def test_a_signal_ends_the_part_that_runs_too(number: signal.Signals, tmp_path: 
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert f"ended by {number.name}" in err
-    assert out == ("saved\n" if number == signal.SIGTERM else "")
+    assert out == ("" if number == signal.SIGHUP else "saved\n")
     assert not psutil.pid_exists(int(began.split()[1]))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,12 @@ def choose(run_dir: Path, which: int | str = "latest", *, setting: str = "--step
     Raises:
         UserError: there is none; the chosen one is damaged (named, with the one before); no such step.
     """
-    from llmjp_train.checkpoint.store import CheckpointReader, check_commit
+    from llmjp_train.checkpoint.store import check_commit
 
     newest = latest(run_dir)
     found = committed(run_dir)
     if which == "latest-valid":
-        damages = []
-        for info in reversed(found):
-            try:
-                CheckpointReader(info.path).verify()
-            except UserError as error:
-                damages.append(f"{info.path.name}: {error}")
-                continue
-            return info
-        raise UserError("no checkpoint is undamaged:\n  " + "\n  ".join(damages))
+        return newest_valid(found, damage)
     if which == "latest":
         chosen = newest
     elif isinstance(which, int) and which in (steps := {info.step: info for info in found}):
@@ -144,6 +137,32 @@ def choose(run_dir: Path, which: int | str = "latest", *, setting: str = "--step
     except UserError as error:
         raise UserError(f"{error}. {offer(chosen, setting)}") from None
     return chosen
+
+
+def damage(info: CheckpointInfo, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a checkpoint, or with a share of its chunks; empty: nothing."""
+    from llmjp_train.checkpoint.store import CheckpointReader
+
+    try:
+        CheckpointReader(info.path).verify(part, parts)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def newest_valid(found: Sequence[CheckpointInfo], damage: Callable[[CheckpointInfo], str]) -> CheckpointInfo:
+    """The newest with which nothing is wrong.
+
+    Raises:
+        UserError: there is none; what is wrong with each.
+    """
+    damages = []
+    for info in reversed(found):
+        told = damage(info)
+        if not told:
+            return info
+        damages.append(f"{info.path.name}: {told}")
+    raise UserError("no checkpoint is undamaged:\n  " + "\n  ".join(damages))
 
 
 def offer(damaged: CheckpointInfo, setting: str) -> str:

@@ -70,8 +70,8 @@ class Demo:
     """The signal that asked the demo to end; 0: none."""
 
     def take_signals(self) -> None:
-        """Pass SIGTERM and SIGHUP on to the part that runs; what the caller ignores (nohup) stays ignored."""
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        """Let a part that runs end as it does when it is asked to; what the caller ignores (nohup) stays ignored."""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._caught)
 
@@ -118,6 +118,8 @@ class Demo:
     ) -> int:
         """The part's exit code; it gets SIGTERM half way, and once what the demo got.
 
+        SIGTERM for a SIGINT: a terminal has sent the part its own, and a second one would cost the save.
+
         Raises:
             _StoppedError: the demo was asked to end.
         """
@@ -125,7 +127,7 @@ class Demo:
         while process.poll() is None:
             if self.signal and not passed:
                 passed = True
-                process.send_signal(self.signal)
+                process.send_signal(signal.SIGTERM if self.signal == signal.SIGINT else self.signal)
             if not (stopped or passed) and half_way():
                 stopped = True
                 print("-- SIGTERM half way", flush=True)

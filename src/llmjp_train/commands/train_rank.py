@@ -6,6 +6,7 @@ Also `python -m llmjp_train.commands.train_rank CONFIG`, which is how ranks on o
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ def _with_lease(
             lease = Lease.acquire(record.path, takeover=takeover)
         except UserError as error:
             refusal = str(error)
-    refusal, epoch = layout.from_leader((refusal, lease.epoch if lease else 0))
-    if refusal:
-        if layout.leader:
-            raise UserError(refusal)
-        return exit_codes.BAD_INPUT
-    stops.watch(record.path if layout.leader else None, config.time_limit)
     try:
+        refusal, epoch = layout.from_leader((refusal, lease.epoch if lease else 0))
+        if refusal:
+            if layout.leader:
+                raise UserError(refusal)
+            return exit_codes.BAD_INPUT
+        stops.watch(record.path if layout.leader else None, config.time_limit)
         return _run(config, stops, layout, record, lease, epoch, preflight, evaluation)
     except LeaseLostError as error:
         print(f"llmjp train: {error}", file=sys.stderr, flush=True)
@@ -154,7 +155,8 @@ def _run(
         raise  # the record has another writer now
     except (Exception, KeyboardInterrupt) as error:
         if layout.leader:
-            _record_end(record, epoch, run, error)
+            with suppress(OSError, UserError):  # what ended it is told in any case
+                _record_end(record, epoch, run, error)
         raise
     asked = next((reason for reason in layout.gather(stops.reason) if reason), "")
     if layout.leader:

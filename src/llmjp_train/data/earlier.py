@@ -74,7 +74,12 @@ def resume(parts: Path, settings: dict[str, Any], files: Sequence[Path]) -> None
     here = {**settings, "files": seen}
     path = parts / "settings.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before == here:
+    if before is not None and "shard_mb" in before:  # as older versions wrote it
+        before["work"] = {"shard_mb": before.pop("shard_mb")}
+    differing = [] if before is None else _differing(before, settings)
+    if before is not None and before.get("files") != seen:
+        differing.append("input")
+    if before is not None and not differing:
         return
     if before is None or not _documents(parts):
         shutil.rmtree(parts, ignore_errors=True)
@@ -83,7 +88,6 @@ def resume(parts: Path, settings: dict[str, Any], files: Sequence[Path]) -> None
         part.write_text(json.dumps(here, ensure_ascii=False), encoding="utf-8")
         part.replace(path)
         return
-    differing = _differing(before, settings) + ["input"] * (before.get("files") != seen)
     raise UserError(
         f"{parts} holds the work of an unfinished run with another {', '.join(differing)}: "
         "give the same again to finish it, or remove that folder"

@@ -43,13 +43,9 @@ def ds_config(config: TrainConfig, parameters: int) -> dict[str, Any]:
             "pipe_partitioned": False,
             "grad_partitioned": False,
         }
-    if dtype is Dtype.bf16:
-        found["bf16"] = {"enabled": True}
+    if dtype is not Dtype.fp32:
+        found[dtype.value] = {"enabled": True} if dtype is Dtype.bf16 else {"enabled": True, "loss_scale": 0}
         found["data_types"] = {"grad_accum_dtype": "fp32"}
-        found["communication_data_type"] = (
-            "fp32"  # else the fp32 sums are rounded to bf16 before ranks add theirs
-        )
-    elif dtype is Dtype.fp16:
-        found["fp16"] = {"enabled": True, "loss_scale": 0}
-        found["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Else the fp32 sums are rounded to 16 bit before ranks add theirs (docs/decisions/0006).
+        found["communication_data_type"] = "fp32"
     return found

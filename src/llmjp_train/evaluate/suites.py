@@ -245,9 +245,13 @@ def in_loop_problems(suite: str, tasks: Sequence[str]) -> list[str]:
     except UserError as error:
         return [f"evaluation.{error}"]
     found, written = [], []
-    for name, _, _ in _listed(picked, groups):
+    for name, _, optional in _listed(picked, groups):
         try:
             task = _found(name, picked, known, groups)
+            if optional:
+                task.files()
+        except MissingDataError:
+            continue  # left out, as by `choice`
         except UserError as error:
             found.append(f"evaluation.tasks: {error}")
             continue

@@ -48,7 +48,7 @@ def ended_before(run: Run) -> str:
         stops = [event for event in run.record.read_events() if event["kind"] == "early_stop"]
         settings = _settings(run)
         for event in stops:
-            if event.get("folder") == run.origin["checkpoint"] and event.get("settings") == settings:
+            if event.get("folder") == run.origin.get("checkpoint") and event.get("settings") == settings:
                 found = (
                     f"{event['reason']}, and the run ended at step {event['ended_at']}; to train on from there, "
                     "change evaluation.stop_at_best, the schedule or the optimizer"

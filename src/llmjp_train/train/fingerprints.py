@@ -10,8 +10,6 @@ from llmjp_train.config.root import TrainConfig
 _NOTES = {
     "window": " (the run's longest sequence, in which the data are cut: declare a longer one in changes from the start)"
 }
-OVERRIDABLE = ("model", "tokenizer", "data")
-
 
 LATER = (("tokenizer", "eod_id"), ("data", "validation"))
 """What older runs did not record, and runs without validation do not have."""

@@ -14,7 +14,7 @@ from llmjp_train.errors import UserError
 from llmjp_train.parallel.layout import Layout
 from llmjp_train.runlog.lease import LeaseLostError
 from llmjp_train.train.background import Background
-from llmjp_train.train.early_stop import best_is_saved, return_to_best
+from llmjp_train.train.early_stop import best_is_saved, ended_before, return_to_best
 from llmjp_train.train.hooks import Hook, Row
 from llmjp_train.train.run import Run
 
@@ -70,14 +70,16 @@ class Saving(Hook):
 
     def end(self, run: Run, *, saved: bool) -> None:
         self._finish(run)
-        at_best = saved and bool(run.ended) and best_is_saved(run)
+        at_best = saved and bool(run.ended) and not ended_before(run) and best_is_saved(run)
         wanted = run.config.checkpoint.save_final or run.step < run.schedule.total_steps
         missing = run.step != self._saved_step or self._again
         if saved and wanted and not at_best and missing and run.step > 0:
             self._save(run, "end")
             self._finish(run)
-        if at_best and run.layout.leader:
-            return_to_best(run)
+        if at_best:
+            check_lease(run)  # another writer's checkpoints must not be set aside
+            if run.layout.leader:
+                return_to_best(run)
         if run.layout.leader:
             run.stops.done()
 

@@ -2,17 +2,14 @@
 
 import math
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmjp_train.checkpoint.listing import COMMITTED, CheckpointInfo, choose, committed, set_aside
+from llmjp_train.checkpoint.listing import CheckpointInfo, set_aside
 from llmjp_train.config.compose import dump_config
 from llmjp_train.config.phases import phases
 from llmjp_train.config.root import TrainConfig
@@ -26,7 +23,7 @@ from llmjp_train.runlog.compare import changed_settings
 from llmjp_train.runlog.lease import Lease
 from llmjp_train.runlog.record import RunRecord
 from llmjp_train.train.early_stop import ended_before
-from llmjp_train.train.fingerprints import OVERRIDABLE, fingerprints
+from llmjp_train.train.fingerprints import fingerprints
 from llmjp_train.train.hooks import (
     Changes,
     Evaluation,
@@ -43,12 +40,10 @@ from llmjp_train.train.resuming import resume
 from llmjp_train.train.run import Run
 from llmjp_train.train.saving import Saving, layout_sizes
 from llmjp_train.train.schedule import schedule
+from llmjp_train.train.start import agreed_start
 from llmjp_train.train.stops import Stops
 from llmjp_train.train.stragglers import Stragglers
 from llmjp_train.train.trackers import load_trackers
-
-SEEN_SECONDS = 90
-"""How long a node may take to see a checkpoint that another sees; NFS keeps a listing for up to 60 s."""
 
 
 def prepare_run(
@@ -67,7 +62,7 @@ def prepare_run(
     validation, bytes_per_token = _validation(config, tokenizer)
     order = stream.fingerprint | ({"validation": validation.fingerprint} if validation else {})
     kind = {"fingerprint": tokenizer.fingerprint, "eod_id": tokenizer.eod_id}
-    checkpoint, fork = _agreed_start(config, layout, record.path)
+    checkpoint, fork = agreed_start(config, layout, record.path)
     engine = make_engine(config, layout, len(stream.source_names), parameter_groups(config))
     peak = peak_flops(config.cluster, config.precision.dtype, layout.device)
     run = Run(
@@ -111,70 +106,6 @@ def _validation(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ValidationSt
             )
         return None, 0.0
     return stream, stream.bytes_per_token(tokenizer)
-
-
-def _agreed_start(config: TrainConfig, layout: Layout, run_dir: Path) -> tuple[CheckpointInfo | None, bool]:
-    """What the leader starts from, on every rank: of a shared disk, another node may still see an older listing."""
-    found: tuple[CheckpointInfo | None, bool] = None, False
-    told = ""
-    if layout.leader:
-        try:
-            found = _start_from(config, run_dir)
-        except UserError as error:
-            told = str(error)
-    (checkpoint, fork), told = layout.from_leader((found, told))
-    if told:
-        raise UserError(told)
-    if checkpoint is not None:
-        end = time.monotonic() + SEEN_SECONDS
-        while not (seen := (checkpoint.path / COMMITTED).is_file()) and time.monotonic() < end:
-            time.sleep(1)
-        blind = [node for node in layout.gather("" if seen else socket.gethostname()) if node]
-        if blind:
-            raise UserError(
-                f"{checkpoint.path} is not there for {len(blind)} of {layout.size} ranks after {SEEN_SECONDS} s, the "
-                f"first of them on {blind[0]}: the run directory must be on a file system that all nodes share"
-            )
-    return checkpoint, fork
-
-
-def _check_fork(config: TrainConfig, record: RunRecord) -> None:
-    """A run that has checkpoints goes on from them: a fork that it is not must not be asked for."""
-    fork = config.fork
-    forks = [event["origin"] for event in record.read_events() if event["kind"] == "fork"]
-    asked = [
-        origin
-        for origin in forks
-        if Path(origin["fork_of"]).resolve() == Path(fork.run).resolve()
-        and fork.step in (None, origin["step"])
-    ]
-    if fork.run and not asked:
-        was = f"a branch of {forks[-1]['fork_of']} at step {forks[-1]['step']}" if forks else "no branch"
-        step = "" if fork.step is None else f" fork.step={fork.step}"
-        raise UserError(
-            f"fork.run={fork.run}{step}: run_dir={record.path} has checkpoints already and is {was}: name another "
-            f"run_dir, or go on with 'llmjp train {record.path}'"
-        )
-
-
-def _start_from(config: TrainConfig, run_dir: Path) -> tuple[CheckpointInfo | None, bool]:
-    """The checkpoint to go on from and whether it is another run's."""
-    unknown = set(config.allow_changed) - set(OVERRIDABLE)
-    if unknown:
-        raise UserError(
-            f"allow_changed={sorted(unknown)}: only {', '.join(OVERRIDABLE)} can be allowed to change"
-        )
-    if committed(run_dir):
-        _check_fork(config, RunRecord(run_dir))
-        which: int | str = int(config.resume) if config.resume.isdigit() else config.resume
-        return choose(run_dir, which, setting="resume="), False
-    if config.fork.run:
-        source = Path(config.fork.run)
-        if not committed(source):
-            raise UserError(f"fork.run={source} holds no complete checkpoint")
-        which = "latest" if config.fork.step is None else config.fork.step
-        return choose(source, which, setting="fork.step="), True
-    return None, False
 
 
 def _check_mask(run: Run) -> None:
