@@ -56,6 +56,18 @@ def test_a_branch_takes_the_settings_of_its_stem_and_a_directory_of_its_own(
     assert "is run_dir itself: name another run_dir for the branch" in told
 
 
+def test_a_branch_that_has_begun_goes_on_with_its_own_settings(run: Path, tmp_path: Path) -> None:
+    words = [f"fork.run={run}", "fork.step=10", f"run_dir={tmp_path}/new"]
+    branch = tmp_path / "new"
+    branch.mkdir()
+    began = load_run(run, run / "config.yaml", [*words, "optimizer.lr=1e-3"])
+    (branch / "config.yaml").write_text(dump_config(began))
+    assert stem_of(words) == branch
+    found = load_run(branch, branch / "config.yaml", words)
+    assert (found.run_dir, found.fork.run, found.fork.step) == (str(branch), str(run), 10)
+    assert found.optimizer.lr == 1e-3
+
+
 @pytest.mark.parametrize("word", ["experiment=tiny-cpu", "model=tiny", "scale=rehearsal"])
 def test_a_branch_that_chooses_files_is_composed(word: str, run: Path) -> None:
     assert stem_of([f"fork.run={run}", word]) is None

@@ -36,14 +36,16 @@ def load_run(run_dir: Path, path: Path, overrides: Sequence[str] = ()) -> TrainC
 
 
 def stem_of(overrides: Sequence[str]) -> Path | None:
-    """The run whose settings a new run takes: that of ``fork.run`` where no file of a group is chosen.
+    """The run whose settings a branch takes: that of ``fork.run`` where no file of a group is chosen.
 
-    None where the new run is composed, or ``fork.run`` is no run.
+    A branch that has begun in the ``run_dir`` that is named goes on with its own: the stem may have moved on. None
+    where the new run is composed, or ``fork.run`` is no run.
     """
-    stem = str(_typed(overrides).get("fork.run") or "")
-    if not stem or chooses_files(overrides) or not (Path(stem) / "config.yaml").is_file():
+    typed = _typed(overrides)
+    if not typed.get("fork.run") or chooses_files(overrides):
         return None
-    return Path(stem)
+    asked = (str(typed[key]) for key in ("run_dir", "fork.run") if typed.get(key))
+    return next((Path(name) for name in asked if (Path(name) / "config.yaml").is_file()), None)
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, Any]:
