@@ -170,9 +170,8 @@ def offer(damaged: CheckpointInfo, setting: str) -> str:
     before = [info.step for info in committed(damaged.path.parent.parent) if info.step < damaged.step]
     if not before:
         return "There is none before it."
-    valid = (
-        f" or {setting}latest-valid" if setting in ("--step ", "resume=") else ""
-    )  # others take a step alone
+    takes_words = setting in ("--step ", "resume=")  # the others take a step alone
+    valid = f" or {setting}latest-valid" if takes_words else ""
     return f"The one before is of step {before[-1]}: take it with {setting}{before[-1]}{valid}."
 
 

@@ -74,24 +74,22 @@ def resume(parts: Path, settings: dict[str, Any], files: Sequence[Path]) -> None
     here = {**settings, "files": seen}
     path = parts / "settings.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is not None and "shard_mb" in before:  # as older versions wrote it
-        before["work"] = {"shard_mb": before.pop("shard_mb")}
-    differing = [] if before is None else _differing(before, settings)
-    if before is not None and before.get("files") != seen:
-        differing.append("input")
-    if before is not None and not differing:
-        return
-    if before is None or not _documents(parts):
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(here, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
-        return
-    raise UserError(
-        f"{parts} holds the work of an unfinished run with another {', '.join(differing)}: "
-        "give the same again to finish it, or remove that folder"
-    )
+    if before is not None:
+        if "shard_mb" in before:  # as older versions wrote it
+            before["work"] = {"shard_mb": before.pop("shard_mb")}
+        differing = [*_differing(before, settings), *(["input"] if before.get("files") != seen else [])]
+        if not differing:
+            return
+        if _documents(parts):
+            raise UserError(
+                f"{parts} holds the work of an unfinished run with another {', '.join(differing)}: "
+                "give the same again to finish it, or remove that folder"
+            )
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(here, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
 
 
 def _documents(parts: Path) -> bool:
